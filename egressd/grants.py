@@ -1,0 +1,380 @@
+"""The ledger of grants: which addresses are open, for which subject, through which name, until when.
+
+Sans-IO: it is told answers, expiries and policy changes and says which elements the kernel must add, refresh or
+drop; it never talks to the kernel. What it believes alive is alive: the kernel's own timeout starts after `now` was
+read, so an element lives there at least as long as here. `now` is monotonic seconds. policy.md (Grants) is the law.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from egressd.model import ANY_PORT, Ports, PortSpan
+from egressd.names import Name
+
+__all__ = ["UNSELECTED_SUBJECT", "WIDE_RANGE", "Admission", "Element", "GrantView", "Ledger", "expand"]
+
+UNSELECTED_SUBJECT: Final = 0
+"""Subject number of pods that no policy selects: remembered, so that a policy that comes to select them cuts nothing it
+sanctions, but never programmed."""
+
+WIDE_RANGE: Final = 16
+"""Ports of one span up to which each becomes an element of a hash set; wider spans go to an interval set, where
+inserting costs O(n)."""
+
+LINGER_S: Final = 5.0
+"""Seconds an expired element is remembered, so that one the kernel may still hold is refreshed, not plainly added."""
+
+ICMP: Final = 1
+ICMPV6: Final = 58
+
+
+class Element(NamedTuple):
+    """One set element: what `kernel` programs. `kind` is `port`, `any` or `range`; `span` is None for `any`."""
+
+    subject: int
+    kind: str
+    address: bytes
+    span: PortSpan | None
+    lifetime_ms: int
+    comment: str
+    refresh: bool
+
+
+class Admission(NamedTuple):
+    """What one answer asks of the kernel: elements to write, and elements that a bound pushed out."""
+
+    writes: list[Element]
+    gone: list[Element]
+
+
+class GrantView(NamedTuple):
+    """One live grant, for `explain` and the admin API."""
+
+    subject: int
+    name: Name
+    address: bytes
+    ports: Ports
+    remaining_s: float
+
+
+Key = tuple[int, str, bytes, PortSpan | None]
+Permit = Callable[[Name, bytes], Ports]
+"""What a policy lets a name open of an address today; empty when nothing."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """One element: until when the kernel has it, and which names hold it until when."""
+
+    programmed: float
+    holders: dict[Name, float]
+
+
+@dataclass(slots=True)
+class _Grant:
+    """One address under one name of one subject."""
+
+    ports: Ports
+    until: float
+
+
+_expansions: dict[tuple[Ports, int], tuple[tuple[str, PortSpan | None], ...]] = {}
+_MAX_EXPANSIONS: Final = 4096
+
+
+def expand(ports: Ports, family_octets: int) -> tuple[tuple[str, PortSpan | None], ...]:
+    """The elements (kind, span) that open `ports` of an address of 4 or 16 octets; memoised, since rules are few."""
+    key = (ports, family_octets)
+    found = _expansions.get(key)
+    if found is None:
+        if len(_expansions) >= _MAX_EXPANSIONS:
+            _expansions.clear()
+        found = _expansions[key] = tuple(_expand(ports, family_octets))
+    return found
+
+
+def _expand(ports: Ports, family_octets: int) -> Iterable[tuple[str, PortSpan | None]]:
+    if ports == ANY_PORT:
+        return [("any", None)]
+    out: list[tuple[str, PortSpan | None]] = []
+    foreign_icmp = ICMPV6 if family_octets == 4 else ICMP
+    for span in ports:
+        one_protocol = span.first_protocol == span.last_protocol
+        if one_protocol and span.first_protocol == foreign_icmp:
+            continue
+        if one_protocol and span.last_port - span.first_port < WIDE_RANGE:
+            protocol = span.first_protocol
+            out += [
+                ("port", PortSpan(protocol, protocol, port, port))
+                for port in range(span.first_port, span.last_port + 1)
+            ]
+        else:
+            out.append(("range", span))
+    return out
+
+
+class _Elements:
+    """What the kernel's grant sets hold: one entry an element, counted by the names that hold it."""
+
+    def __init__(self) -> None:
+        self.held: dict[Key, _Held] = {}
+        self.ranges: Counter[tuple[int, PortSpan]] = Counter()
+
+    def live(self, subject: int, address: bytes, ports: Ports, until: float) -> bool:
+        """Whether all elements that open `ports` of `address` live at least until then."""
+        held = self.held
+        for kind, span in expand(ports, len(address)):
+            element = held.get((subject, kind, address, span))
+            if element is None or element.programmed < until:
+                return False
+        return True
+
+    def hold(self, subject: int, name: Name, address: bytes, grant: _Grant, enough: float, now: float) -> list[Element]:
+        """`name` holds its elements until `grant.until`; those that would not last until `enough` are to be written."""
+        writes = []
+        until = grant.until
+        for kind, span in expand(grant.ports, len(address)):
+            key = (subject, kind, address, span)
+            element = self.held.get(key)
+            if element is None:
+                self.held[key] = _Held(until, {name: until})
+                if kind == "range" and span is not None:
+                    self.ranges[subject, span] += 1
+                writes.append(Element(subject, kind, address, span, _milliseconds(until - now), name, False))
+                continue
+            element.holders[name] = until
+            if element.programmed < enough:
+                element.programmed = until
+                writes.append(Element(subject, kind, address, span, _milliseconds(until - now), name, True))
+        return writes
+
+    def release(self, subject: int, name: Name, address: bytes, ports: Ports) -> list[Element]:
+        """`name` lets go; the elements that nobody else holds are returned, to leave the kernel."""
+        gone = []
+        for kind, span in expand(ports, len(address)):
+            key = (subject, kind, address, span)
+            element = self.held.get(key)
+            if element is None:
+                continue
+            element.holders.pop(name, None)
+            if element.holders:
+                continue
+            del self.held[key]
+            if kind == "range" and span is not None:
+                self.ranges[subject, span] -= 1
+                if not self.ranges[subject, span]:
+                    del self.ranges[subject, span]
+            gone.append(Element(subject, kind, address, span, 0, name, False))
+        return gone
+
+    def shorten(self, subject: int, address: bytes, ports: Ports, now: float) -> list[Element]:
+        """Elements that outlive the last of the names still holding them, cut to that name's time."""
+        writes = []
+        for kind, span in expand(ports, len(address)):
+            element = self.held.get((subject, kind, address, span))
+            if element is None:
+                continue
+            name, until = max(element.holders.items(), key=lambda item: item[1])
+            if until < element.programmed and until > now:
+                element.programmed = until
+                writes.append(Element(subject, kind, address, span, _milliseconds(until - now), name, True))
+        return writes
+
+
+class Ledger:
+    """All grants of the node, bounded by `per_name` and `total` (dns.md, Budgets)."""
+
+    def __init__(
+        self, *, minimum_s: float = 60.0, grace_s: float = 30.0, per_name: int = 1024, total: int = 200_000
+    ) -> None:
+        self.minimum_s = minimum_s
+        self.grace_s = grace_s
+        self.per_name = per_name
+        self.total = total
+        self.evicted = 0
+        self._names: dict[int, dict[Name, dict[bytes, _Grant]]] = {}
+        self._sizes: Counter[int] = Counter()
+        self._elements = _Elements()
+        self._expiry: list[tuple[float, int, Name, bytes]] = []
+
+    def __len__(self) -> int:
+        """Grants (subject, name, address), those lingering after their end included."""
+        return self._sizes.total()
+
+    # ------------------------------------------------------------------------------------------- answers
+
+    def admit(
+        self, subject: int, name: Name, addresses: Sequence[bytes], ports: Ports, ttl_s: float, now: float
+    ) -> Admission:
+        """Open `ports` of `addresses` for `subject`, because `name` resolved to them with this TTL.
+
+        The grants hold at once in the ledger; call `doubt` with the writes if the kernel refuses them. An element that
+        outlives this answer's TTL and half of the grace needs no write, so that a popular name is written every
+        `grace_s / 2` seconds at most.
+        """
+        until = now + max(ttl_s, self.minimum_s) + self.grace_s
+        enough = now + ttl_s + self.grace_s / 2
+        admission = Admission([], [])
+        held = self._names.setdefault(subject, {}).setdefault(name, {})
+        for address in addresses:
+            grant = held.get(address)
+            if (
+                grant is not None
+                and grant.until >= enough
+                and grant.ports == ports
+                and (subject == UNSELECTED_SUBJECT or self._elements.live(subject, address, ports, enough))
+            ):
+                continue
+            self._open(subject, name, address, _Grant(ports, until), enough, now, admission)
+        if len(held) > self.per_name or len(self._expiry) > self.total:
+            admission.gone.extend(self._bound(subject, name))
+        return admission
+
+    def _open(
+        self, subject: int, name: Name, address: bytes, grant: _Grant, enough: float, now: float, out: Admission
+    ) -> None:
+        held = self._names.setdefault(subject, {}).setdefault(name, {})
+        before = held.pop(address, None)
+        held[address] = grant  # inserted last: `held` is in order of renewal, oldest first
+        if before is None:
+            self._sizes[subject] += 1
+            heapq.heappush(self._expiry, (grant.until, subject, name, address))
+        elif before.ports == grant.ports:
+            grant.until = max(grant.until, before.until)
+        elif subject != UNSELECTED_SUBJECT:
+            out.gone.extend(self._elements.release(subject, name, address, before.ports))
+        if subject != UNSELECTED_SUBJECT:
+            out.writes.extend(self._elements.hold(subject, name, address, grant, enough, now))
+
+    def doubt(self, writes: Iterable[Element]) -> None:
+        """The kernel refused these writes: whether the elements are there is unknown until they are written again."""
+        for write in writes:
+            element = self._elements.held.get(write[:4])
+            if element is not None:
+                element.programmed = 0.0
+
+    # -------------------------------------------------------------------------------------------- bounds
+
+    def _bound(self, subject: int, name: Name) -> list[Element]:
+        gone: list[Element] = []
+        held = self._names[subject].get(name, {})
+        while len(held) > self.per_name:
+            gone += self._drop(subject, name, next(iter(held)))
+        while len(self) > self.total:
+            heaviest = self._sizes.most_common(1)[0][0]
+            oldest = next(iter(self._names[heaviest]))
+            gone += self._drop(heaviest, oldest, next(iter(self._names[heaviest][oldest])))
+        self.evicted += len(gone)
+        return gone
+
+    def _drop(self, subject: int, name: Name, address: bytes) -> list[Element]:
+        """Forget one grant; returns the elements nobody else holds. The heap's entry goes when its time comes."""
+        names = self._names[subject]
+        grant = names[name].pop(address)
+        self._sizes[subject] -= 1
+        if not names[name]:
+            del names[name]
+        if not names:
+            del self._names[subject], self._sizes[subject]
+        return [] if subject == UNSELECTED_SUBJECT else self._elements.release(subject, name, address, grant.ports)
+
+    def expire(self, now: float, limit: int = 10_000) -> int:
+        """Forget what ended more than `LINGER_S` ago, `limit` at most; the kernel drops it by itself."""
+        dropped = 0
+        heap = self._expiry
+        while heap and heap[0][0] + LINGER_S < now and dropped < limit:
+            _, subject, name, address = heapq.heappop(heap)
+            grant = self._names.get(subject, {}).get(name, {}).get(address)
+            if grant is None:
+                continue
+            if grant.until + LINGER_S >= now:
+                heapq.heappush(heap, (grant.until, subject, name, address))
+                continue
+            self._drop(subject, name, address)
+            dropped += 1
+        return dropped
+
+    # -------------------------------------------------------------------------------------------- change
+
+    def review(self, subject: int, permit: Permit, now: float) -> Admission:
+        """The subject's policies changed: what they permit no more leaves, what they newly permit comes."""
+        out = Admission([], [])
+        for name, address, grant in self._live(subject, now):
+            ports = permit(name, address)
+            if ports == grant.ports:
+                continue
+            if ports:
+                self._open(subject, name, address, _Grant(ports, grant.until), grant.until, now, out)
+            else:
+                out.gone.extend(self._drop(subject, name, address))
+            if subject != UNSELECTED_SUBJECT:
+                out.writes.extend(self._elements.shorten(subject, address, grant.ports, now))
+        return _settled(out)
+
+    def copy(self, source: int, target: int, permit: Permit, now: float) -> list[Element]:
+        """Pods moved from one subject to another: the grants that the new policies permit move along."""
+        out = Admission([], [])
+        for name, address, grant in self._live(source, now):
+            ports = permit(name, address)
+            known = self._names.get(target, {}).get(name, {}).get(address)
+            if ports and (known is None or known.until < grant.until):
+                self._open(target, name, address, _Grant(ports, grant.until), grant.until, now, out)
+        return out.writes
+
+    def forget(self, subject: int) -> None:
+        """The subject's instance left the kernel, sets and all."""
+        for name, addresses in list(self._names.get(subject, {}).items()):
+            for address in list(addresses):
+                self._drop(subject, name, address)
+
+    # ----------------------------------------------------------------------------------------- questions
+
+    def _live(self, subject: int, now: float) -> list[tuple[Name, bytes, _Grant]]:
+        return [
+            (name, address, grant)
+            for name, addresses in self._names.get(subject, {}).items()
+            for address, grant in addresses.items()
+            if grant.until > now
+        ]
+
+    def opens(self, subject: int, address: bytes, protocol: int, port: int, now: float) -> bool:
+        """Whether a live grant of the subject opens this port of this address. `port` is 0 for protocols without."""
+        held = self._elements.held
+        keys: list[Key] = [
+            (subject, "any", address, None),
+            (subject, "port", address, PortSpan(protocol, protocol, port, port)),
+        ]
+        keys += [
+            (subject, "range", address, span)
+            for number, span in self._elements.ranges
+            if number == subject
+            and span.first_protocol <= protocol <= span.last_protocol
+            and span.first_port <= port <= span.last_port
+        ]
+        return any((element := held.get(key)) is not None and element.programmed > now for key in keys)
+
+    def views(self, now: float, subject: int | None = None) -> Iterator[GrantView]:
+        """Live grants of one subject, or of all that are programmed."""
+        for number in [subject] if subject is not None else list(self._names):
+            if number != UNSELECTED_SUBJECT:
+                for name, address, grant in self._live(number, now):
+                    yield GrantView(number, name, address, grant.ports, grant.until - now)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
+
+
+def _settled(change: Admission) -> Admission:
+    """The same change with each element said once: a later write of an element undoes its leaving."""
+    writes = {write[:4]: write for write in change.writes}
+    refresh = {element[:4] for element in change.gone}
+    return Admission(
+        [write._replace(refresh=True) if key in refresh else write for key, write in writes.items()],
+        [element for element in change.gone if element[:4] not in writes],
+    )

@@ -1,0 +1,134 @@
+"""What the data path and the control side say to each other, over one socket pair, in typed messages.
+
+Down (control to data path): settings, pods, compiled policies, questions. Up: audit lines, counters, answers to
+questions. A frame is a 4-octet length in network order and one MessagePack value. Both ends bound what they take
+(`MAX_FRAME`) and what they hold back to send. The two are parts of one release; there is no version negotiation.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from egressd.errors import LinkError
+from egressd.model import PodIdentity, Policy
+from egressd.settings import Settings
+
+__all__ = [
+    "MAX_FRAME",
+    "Answer",
+    "Ask",
+    "Down",
+    "Frames",
+    "Lines",
+    "PodEntry",
+    "Ready",
+    "Refused",
+    "Reload",
+    "Synced",
+    "Up",
+    "Update",
+    "encode",
+]
+
+MAX_FRAME: Final = 8 * 1024 * 1024
+"""Octets of one frame: a ConfigMap holds at most 1 MiB, and an update at most a few dozen policies."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """First word of a control side: the checked settings. What it says until `Synced` is the whole world."""
+
+    settings: Settings
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """First and last word of a control side that cannot start: `code` is the exit code, the text is already printed."""
+
+    code: int
+
+
+class PodEntry(msgspec.Struct, frozen=True):
+    """One address of a pod: who it is, which policies (by name, sorted) select it, whether it serves DNS to us."""
+
+    address: bytes
+    identity: PodIdentity
+    policies: tuple[str, ...] = ()
+    exempt: bool = False
+
+
+class Update(msgspec.Struct, frozen=True, tag=True):
+    """One change, applied in one kernel transaction. Pods name only policies said in this or an earlier update."""
+
+    policies: tuple[Policy, ...] = ()
+    gone_policies: tuple[str, ...] = ()
+    pods: tuple[PodEntry, ...] = ()
+    gone_pods: tuple[bytes, ...] = ()
+
+
+class Synced(msgspec.Struct, frozen=True, tag=True):
+    """The whole world has been said: policies and pods not named since `Ready` exist no more."""
+
+
+class Ask(msgspec.Struct, frozen=True, tag=True):
+    """A question of the admin API to the data path; answered by `Answer` with the same `ident`."""
+
+    ident: int
+    what: str
+    arguments: dict[str, Any] = {}
+
+
+class Answer(msgspec.Struct, frozen=True, tag=True):
+    ident: int
+    body: dict[str, Any]
+
+
+class Lines(msgspec.Struct, frozen=True, tag=True):
+    """Rendered audit records: whole JSON lines, newline included, and how many they are."""
+
+    data: bytes
+    count: int
+
+
+class Reload(msgspec.Struct, frozen=True, tag=True):
+    """SIGHUP came: read the settings again (a new `Ready` follows) and reopen the audit file."""
+
+
+Down = Ready | Refused | Update | Synced | Ask
+Up = Lines | Answer | Reload
+
+_encoder: Final = msgspec.msgpack.Encoder()
+
+
+def encode(message: Down | Up) -> bytes:
+    """Frame one message."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(4, "big") + body
+
+
+class Frames:
+    """Cuts a byte stream into messages of one direction; sans-IO."""
+
+    def __init__(self, direction: Any) -> None:
+        self._decoder = msgspec.msgpack.Decoder(direction)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Any]:
+        """The messages that `data` completes. Raises `LinkError` for a frame too long or not understood."""
+        buffer = self._buffer
+        buffer += data
+        messages = []
+        start = 0
+        while len(buffer) - start >= 4:
+            length = int.from_bytes(buffer[start : start + 4], "big")
+            if length > MAX_FRAME:
+                raise LinkError(f"a frame of {length} octets; at most {MAX_FRAME} are taken")
+            if len(buffer) - start - 4 < length:
+                break
+            try:
+                messages.append(self._decoder.decode(memoryview(buffer)[start + 4 : start + 4 + length]))
+            except msgspec.MsgspecError as error:
+                raise LinkError(f"a frame that is not understood: {error}") from error
+            start += 4 + length
+        del buffer[:start]
+        return messages
