@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from egressd.model import ANY_PORT, Ports, PortSpan
 from egressd.names import Name
 
-__all__ = ["UNSELECTED_SUBJECT", "WIDE_RANGE", "Admission", "Element", "GrantView", "Ledger", "expand"]
+__all__ = ["UNSELECTED_SUBJECT", "WIDE_RANGE", "Admission", "Element", "GrantView", "Key", "Ledger", "expand"]
 
 UNSELECTED_SUBJECT: Final = 0
 """Subject number of pods that no policy selects: remembered, so that a policy that comes to select them cuts nothing it
@@ -147,10 +147,10 @@ class _Elements:
                     self.ranges[subject, span] += 1
                 writes.append(Element(subject, kind, address, span, _milliseconds(until - now), name, False))
                 continue
-            element.holders[name] = until
             if element.programmed < enough:
                 element.programmed = until
                 writes.append(Element(subject, kind, address, span, _milliseconds(until - now), name, True))
+            element.holders[name] = grant.until = min(grant.until, element.programmed)
         return writes
 
     def release(self, subject: int, name: Name, address: bytes, ports: Ports) -> list[Element]:
@@ -214,11 +214,12 @@ class Ledger:
         """Open `ports` of `addresses` for `subject`, because `name` resolved to them with this TTL.
 
         The grants hold at once in the ledger; call `doubt` with the writes if the kernel refuses them. An element that
-        outlives this answer's TTL and half of the grace needs no write, so that a popular name is written every
-        `grace_s / 2` seconds at most.
+        outlives this answer's TTL and half of the grace, and half of the lifetime that a new one would have, needs no
+        write, so that a popular name is written every `grace_s / 2` seconds at most.
         """
-        until = now + max(ttl_s, self.minimum_s) + self.grace_s
-        enough = now + ttl_s + self.grace_s / 2
+        lifetime = max(ttl_s, self.minimum_s) + self.grace_s
+        until = now + lifetime
+        enough = now + max(ttl_s + self.grace_s / 2, lifetime / 2)
         admission = Admission([], [])
         held = self._names.setdefault(subject, {}).setdefault(name, {})
         for address in addresses:
@@ -314,7 +315,21 @@ class Ledger:
                 out.gone.extend(self._drop(subject, name, address))
             if subject != UNSELECTED_SUBJECT:
                 out.writes.extend(self._elements.shorten(subject, address, grant.ports, now))
-        return _settled(out)
+        return self._settled(out, now)
+
+    def _settled(self, change: Admission, now: float) -> Admission:
+        """The same change with each element said once, as it stands in the end."""
+        touched = {element[:4]: element for element in (*change.gone, *change.writes)}
+        before = {element[:4] for element in change.gone} | {write[:4] for write in change.writes if write.refresh}
+        out = Admission([], [])
+        for key, element in touched.items():
+            held = self._elements.held.get(key)
+            if held is None:
+                out.gone.append(element)
+            else:
+                lifetime_ms = _milliseconds(held.programmed - now)
+                out.writes.append(element._replace(lifetime_ms=lifetime_ms, refresh=key in before))
+        return out
 
     def copy(self, source: int, target: int, permit: Permit, now: float) -> list[Element]:
         """Pods moved from one subject to another: the grants that the new policies permit move along."""
@@ -331,6 +346,19 @@ class Ledger:
         for name, addresses in list(self._names.get(subject, {}).items()):
             for address in list(addresses):
                 self._drop(subject, name, address)
+
+    def rewrite(self, subject: int, now: float) -> list[Element]:
+        """Every live element of the subject, for a kernel that has lost them or never had them."""
+        out = []
+        for (number, kind, address, span), element in self._elements.held.items():
+            if number == subject and element.programmed > now:
+                lifetime_ms, name = _milliseconds(element.programmed - now), next(iter(element.holders))
+                out.append(Element(number, kind, address, span, lifetime_ms, name, False))
+        return out
+
+    def restore(self, subject: int, name: Name, address: bytes, ports: Ports, until: float, now: float) -> None:
+        """Remember a grant that an earlier run of the daemon gave; the kernel is told by `rewrite`."""
+        self._open(subject, name, address, _Grant(ports, until), until, now, Admission([], []))
 
     # ----------------------------------------------------------------------------------------- questions
 
@@ -368,13 +396,3 @@ class Ledger:
 
 def _milliseconds(seconds: float) -> int:
     return max(1, int(seconds * 1000))
-
-
-def _settled(change: Admission) -> Admission:
-    """The same change with each element said once: a later write of an element undoes its leaving."""
-    writes = {write[:4]: write for write in change.writes}
-    refresh = {element[:4] for element in change.gone}
-    return Admission(
-        [write._replace(refresh=True) if key in refresh else write for key, write in writes.items()],
-        [element for element in change.gone if element[:4] not in writes],
-    )

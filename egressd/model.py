@@ -219,6 +219,7 @@ class Reason(StrEnum):
     MALFORMED = "malformed"
     UPSTREAM_FAILED = "upstream-failed"
     SNI_MISMATCH = "sni-mismatch"
+    PROGRAM_FAILED = "program-failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +239,8 @@ class Decision:
     ports: Ports = ()
     resolve: bool = False
     allow_private: bool = False
+    private_ports: Ports = field(default=(), compare=False)
+    """The part of `ports` that rules with `allowPrivate` give: all that may be opened at a private address."""
 
 
 # ----------------------------------------------------------------------------------------------- records
@@ -273,6 +276,8 @@ class DnsRecord(NamedTuple):
     granted: tuple[bytes, ...]
     latency_us: int
     search: bool = False
+    aggregated: int = 0
+    """Denied queries past the pod's budget of distinct names that this record stands for; then `name` is empty."""
 
 
 class FlowRecord(NamedTuple):
