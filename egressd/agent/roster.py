@@ -264,7 +264,7 @@ def permit(judge: Judge) -> Permit:
         decision = judge.judge_name(name)
         if not decision.ports or judge.admissible(address, decision) is not None:
             return ()
-        return decision.ports
+        return judge.grant_ports(address, decision)
 
     return ports
 

@@ -5,25 +5,28 @@ Codes: RFC 1035 section 4.1.1 (rcode), RFC 8914 section 5.2 (extended DNS errors
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from egressd.model import Decision, Reason, Verdict
+from egressd.model import Reason
 
 if TYPE_CHECKING:
+    from egressd.exchange.query import Query
+    from egressd.grants import Element
+    from egressd.model import Decision
     from egressd.policy import Judge
+    from egressd.wire import Answer
 
 __all__ = [
     "DENY_RCODES",
-    "EDE_OTHER",
-    "MALFORMED",
-    "NOERROR",
-    "NXDOMAIN",
-    "RATE_LIMITED",
     "REASON_EDE",
     "SERVFAIL",
-    "UNKNOWN",
-    "UNSELECTED",
+    "Outcome",
+    "denied",
     "explain_denial",
+    "failed",
+    "nonexistent",
+    "unprogrammed",
 ]
 
 NOERROR: Final = 0
@@ -45,11 +48,6 @@ REASON_EDE: Final = {
     Reason.PROGRAM_FAILED: EDE_OTHER,
 }
 
-UNSELECTED: Final = Decision(Verdict.ALLOWED, Reason.UNSELECTED, resolve=True)
-UNKNOWN: Final = Decision(Verdict.DENIED, Reason.UNKNOWN_POD)
-RATE_LIMITED: Final = Decision(Verdict.DENIED, Reason.RATE_LIMIT)
-MALFORMED: Final = Decision(Verdict.DENIED, Reason.MALFORMED)
-
 _TEXTS: Final = {
     Reason.REBINDING: "the answer points only at addresses that no outside name may lead to (private, link-local, …)",
     Reason.UNKNOWN_POD: "no pod is known to have this address",
@@ -57,6 +55,53 @@ _TEXTS: Final = {
     Reason.PROGRAM_FAILED: "the kernel did not take the rule that would open the answer",
 }
 _MAX_POLICIES_NAMED: Final = 3
+
+
+class Outcome:
+    """How a query ended: the decision in force at the end, the rcode, and the answer it may see, if any."""
+
+    __slots__ = ("answer", "decision", "ede", "granted", "query", "rcode", "search", "text", "withheld", "writes")
+
+    def __init__(self, query: Query, decision: Decision, rcode: int, answer: Answer | None = None) -> None:
+        self.query = query
+        self.decision = decision
+        self.rcode = rcode
+        self.answer = answer
+        self.ede: int | None = None
+        self.text = ""
+        self.search = False
+        self.granted: tuple[bytes, ...] = ()
+        self.withheld: frozenset[bytes] = frozenset()
+        self.writes: list[Element] = []
+
+
+def denied(query: Query, decision: Decision, deny_rcode: int) -> Outcome:
+    """The pod may not have this name, or not now."""
+    outcome = Outcome(query, decision, SERVFAIL if decision.reason is Reason.RATE_LIMIT else deny_rcode)
+    outcome.ede = REASON_EDE[decision.reason]
+    outcome.text = explain_denial(decision, query.question.name, query.party.judge)
+    return outcome
+
+
+def nonexistent(query: Query) -> Outcome:
+    """A search-list expansion that no Service or pod record can have: it does not exist, and nobody need be asked."""
+    outcome = Outcome(query, query.decision, NXDOMAIN)
+    outcome.search = True
+    return outcome
+
+
+def failed(query: Query, ede: int, text: str) -> Outcome:
+    """No upstream answered."""
+    outcome = Outcome(query, replace(query.decision, reason=Reason.UPSTREAM_FAILED), SERVFAIL)
+    outcome.ede, outcome.text = ede, text
+    return outcome
+
+
+def unprogrammed(outcome: Outcome, errno: int) -> None:
+    """The kernel refused the grants: *an answer that is not open is never given*."""
+    decision = outcome.decision = replace(outcome.decision, reason=Reason.PROGRAM_FAILED)
+    outcome.rcode, outcome.answer, outcome.granted = SERVFAIL, None, ()
+    outcome.ede, outcome.text = EDE_OTHER, f"{explain_denial(decision, '', None)} (errno {errno})"
 
 
 def explain_denial(decision: Decision, name: str, judge: Judge | None) -> str:

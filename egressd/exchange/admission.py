@@ -1,0 +1,148 @@
+"""From an answer to what of it a pod may have: the rebinding guard, the CNAME chain, grants, and their programming."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from egressd.errors import KernelError
+from egressd.exchange.outcomes import Outcome, denied, failed, unprogrammed
+from egressd.grants import UNSELECTED_SUBJECT
+from egressd.model import ANY_PORT, Decision, Ports, Reason, Verdict
+from egressd.policy import UNKNOWN_POD
+from egressd.wire import Answer
+
+if TYPE_CHECKING:
+    from egressd.exchange.query import Parts, Query
+    from egressd.policy import Judge
+
+__all__ = ["Admission"]
+
+
+class Admission:
+    """Steps admit and program of the sentence."""
+
+    def __init__(self, parts: Parts, deny_rcode: int, counters: Counter[str]) -> None:
+        self._parts = parts
+        self._deny_rcode = deny_rcode
+        self._counters = counters
+
+    # ------------------------------------------------------------------------------------------- admit
+
+    def admit(self, query: Query, answer: Answer | Any) -> Outcome:
+        """What of the answer the pod may have, with the grants that open it in the ledger and in `outcome.writes`."""
+        overtaken = self._overtaken(query)
+        if overtaken is not None:
+            return overtaken
+        if not isinstance(answer, Answer):
+            return failed(query, answer.ede, answer.text)
+        outcome = Outcome(query, query.decision, answer.rcode, answer)
+        if answer.addresses:
+            self._parts.known.note(query.client.address, query.question.name, answer.addresses)
+        judge = query.judge
+        if judge is None:
+            self._grant(outcome, answer, answer.addresses, ANY_PORT)
+            return outcome
+        on_the_way = self._denied_on_the_way(query, answer, judge)
+        if on_the_way is not None:
+            return denied(query, on_the_way, self._deny_rcode)
+        return self._admit_addresses(outcome, answer, judge)
+
+    def _overtaken(self, query: Query) -> Outcome | None:
+        """The world may have changed while we asked: the pod gone, its address another's, its policies edited."""
+        if query.party is not self._parts.parties.get(query.client.address):
+            return denied(query, UNKNOWN_POD, self._deny_rcode)
+        if query.judge is query.party.judge:
+            return None
+        query.decide()
+        return None if query.decision.resolve else denied(query, query.decision, self._deny_rcode)
+
+    def _denied_on_the_way(self, query: Query, answer: Answer, judge: Judge) -> Decision | None:
+        """A denied name in the middle of the CNAME chain denies the answer; one without a rule need not be listed."""
+        if not judge.filters_dns or query.decision.verdict is Verdict.DENIED:
+            return None
+        for cname in answer.cnames:
+            decision = judge.judge_name(cname)
+            if decision.verdict is Verdict.DENIED and decision.reason is Reason.DENY_RULE:
+                return decision
+        return None
+
+    def _admit_addresses(self, outcome: Outcome, answer: Answer, judge: Judge) -> Outcome:
+        query, addresses = outcome.query, answer.addresses
+        if not addresses:
+            return outcome
+        decision = _through_chain(query.decision, answer, judge)
+        reasons = {a: reason for a in addresses if (reason := judge.admissible(a, decision)) is not None}
+        if reasons:
+            worst = next(iter(reasons.values()))
+            if not judge.enforced:
+                outcome.decision = Decision(Verdict.WOULD_DENY, worst, decision.policy, decision.rule, resolve=True)
+            elif len(reasons) == len(addresses) and decision.verdict is not Verdict.DENIED:
+                refusal = Decision(Verdict.DENIED, worst, decision.policy, decision.rule)
+                return denied(query, refusal, self._deny_rcode)
+            else:
+                outcome.withheld = frozenset(reasons)
+            addresses = tuple(a for a in addresses if a not in reasons)
+        for ports, group in _by_ports(addresses, decision, judge):
+            self._grant(outcome, answer, group, ports)
+        return outcome
+
+    def _grant(self, outcome: Outcome, answer: Answer, addresses: tuple[bytes, ...], ports: Ports) -> None:
+        if not addresses:
+            return
+        query, parts = outcome.query, self._parts
+        subject = query.party.subject
+        admission = parts.ledger.admit(
+            subject, query.question.name, addresses, ports, max(answer.ttl, 0), parts.clock()
+        )
+        outcome.writes += admission.writes
+        if subject != UNSELECTED_SUBJECT:
+            outcome.granted += addresses
+        if admission.gone:
+            self._counters["grants_evicted"] += len(admission.gone)
+            parts.withdraw(admission.gone)
+
+    # ----------------------------------------------------------------------------------------- program
+
+    def program(self, outcomes: Sequence[Outcome]) -> None:
+        """All grants of a batch in one transaction; if the kernel refuses it, each answer's on their own, so that one
+        that cannot be had fails alone."""
+        writes = [write for outcome in outcomes for write in outcome.writes]
+        if not writes:
+            return
+        try:
+            self._parts.program(writes)
+        except KernelError:
+            for outcome in outcomes:
+                if outcome.writes:
+                    self._program_alone(outcome)
+
+    def _program_alone(self, outcome: Outcome) -> None:
+        try:
+            self._parts.program([write._replace(refresh=True) for write in outcome.writes])
+        except KernelError as error:
+            self._counters["program_failed"] += 1
+            self._parts.ledger.doubt(outcome.writes)
+            unprogrammed(outcome, error.errno)
+
+
+def _through_chain(decision: Decision, answer: Answer, judge: Judge) -> Decision:
+    """A name inside the cluster may lead outside (ExternalName): then the rules of the names it leads to count."""
+    if decision.reason is not Reason.IN_CLUSTER:
+        return decision
+    onward = (judge.judge_name(cname) for cname in answer.cnames)
+    return next((found for found in onward if found.ports and found.verdict is not Verdict.DENIED), decision)
+
+
+def _by_ports(
+    addresses: tuple[bytes, ...], decision: Decision, judge: Judge
+) -> Iterable[tuple[Ports, tuple[bytes, ...]]]:
+    """The addresses by what may be opened of them: nearly always all alike; private ones may get less."""
+    if not decision.ports:
+        return ()
+    groups: dict[Ports, tuple[bytes, ...]] = {}
+    for address in addresses:
+        ports = judge.grant_ports(address, decision)
+        groups[ports] = (*groups.get(ports, ()), address)
+    return groups.items()

@@ -1,0 +1,69 @@
+"""One question on its way, who asked it, and the parts that the exchange is put together from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from egressd.policy import UNSELECTED
+
+if TYPE_CHECKING:
+    from egressd.exchange.parties import LastKnown, Party
+    from egressd.grants import Element, Ledger
+    from egressd.model import DnsRecord
+    from egressd.wire import Question
+
+__all__ = ["Client", "Parts", "Query"]
+
+
+class Client(Protocol):
+    """Where a query came from and its answer goes. `send` never raises and never blocks."""
+
+    address: bytes
+    port: int
+    server: bytes
+    transport: str
+
+    def send(self, data: bytes, /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the exchange is made of besides itself."""
+
+    parties: dict[bytes, Party]
+    """Pods by address, kept up to date by the owner."""
+    ledger: Ledger
+    known: LastKnown
+    ask: Callable[[Question, Query], None]
+    """Ask upstream; the answer comes back through `Exchange.deliver`."""
+    program: Callable[[Sequence[Element]], None]
+    """Write grant elements, acknowledged; raises `KernelError`."""
+    withdraw: Callable[[Sequence[Element]], None]
+    """Take elements out of the kernel that a bound pushed out of the ledger."""
+    record: Callable[[DnsRecord], None]
+    clock: Callable[[], float]
+    """Monotonic seconds."""
+    wall: Callable[[], float]
+    """Seconds since the epoch, for records alone."""
+
+
+class Query:
+    """One question: who asked what, what was decided and by which policies, and when it began (monotonic)."""
+
+    __slots__ = ("client", "decision", "ident", "judge", "party", "question", "started")
+
+    def __init__(self, client: Client, ident: int, question: Question, party: Party, started: float) -> None:
+        self.client = client
+        self.ident = ident
+        self.question = question
+        self.party = party
+        self.judge = party.judge
+        self.decision = UNSELECTED
+        self.started = started
+
+    def decide(self) -> None:
+        """Judge the name by the policies that select the pod now."""
+        self.judge = judge = self.party.judge
+        self.decision = UNSELECTED if judge is None else judge.judge_name(self.question.name)
