@@ -135,11 +135,16 @@ class _Elements:
         return True
 
     def hold(self, subject: int, name: Name, address: bytes, grant: _Grant, enough: float, now: float) -> list[Element]:
-        """`name` holds its elements until `grant.until`; those that would not last until `enough` are to be written."""
+        """`name` holds its elements until `grant.until`; those that would not last until `enough` are to be written.
+
+        Elements that last long enough are left alone, and the grant then ends with the first of them.
+        """
         writes = []
-        until = grant.until
-        for kind, span in expand(grant.ports, len(address)):
-            key = (subject, kind, address, span)
+        keys = [(subject, kind, address, span) for kind, span in expand(grant.ports, len(address))]
+        lasting = (element.programmed for key in keys if (element := self.held.get(key)) is not None)
+        until = grant.until = min((end for end in lasting if enough <= end < grant.until), default=grant.until)
+        for key in keys:
+            _, kind, _, span = key
             element = self.held.get(key)
             if element is None:
                 self.held[key] = _Held(until, {name: until})
@@ -150,7 +155,7 @@ class _Elements:
             if element.programmed < enough:
                 element.programmed = until
                 writes.append(Element(subject, kind, address, span, _milliseconds(until - now), name, True))
-            element.holders[name] = grant.until = min(grant.until, element.programmed)
+            element.holders[name] = until
         return writes
 
     def release(self, subject: int, name: Name, address: bytes, ports: Ports) -> list[Element]:
