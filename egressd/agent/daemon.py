@@ -10,7 +10,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
@@ -157,8 +157,7 @@ class Daemon:
             return
         now = time.monotonic()
         restored = restore_grants(self.kernel, self.roster, self.ledger, now)
-        self.kernel.install()
-        self.kernel.apply(self.roster.whole(now))
+        self.kernel.install(self.roster.whole(now))
         install_routes(self.settings, self.servers)
         self.listener.open()
         asyncio.get_running_loop().add_reader(self.nflog.fileno(), self.nflog.read_ready)
@@ -202,7 +201,7 @@ class Daemon:
         if live:
             self.kernel.apply(Change(revoked=live))
 
-    def _withdraw(self, elements: list[Element]) -> None:
+    def _withdraw(self, elements: Sequence[Element]) -> None:
         try:
             self.kernel.apply(Change(gone_grants=list(elements)))
         except KernelError as error:
@@ -213,8 +212,7 @@ class Daemon:
             return
         try:
             if self._dirty:
-                self.kernel.install()
-                self.kernel.apply(self.roster.whole(time.monotonic()))
+                self.kernel.install(self.roster.whole(time.monotonic()))
                 self._dirty = False
             self.kernel.heartbeat()
         except KernelError as error:

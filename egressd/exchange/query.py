@@ -20,12 +20,15 @@ __all__ = ["Client", "Parts", "Query"]
 class Client(Protocol):
     """Where a query came from and its answer goes. `send` never raises and never blocks."""
 
-    address: bytes
-    port: int
-    server: bytes
-    transport: str
-
-    def send(self, data: bytes, /) -> None: ...
+    @property
+    def address(self) -> bytes: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def server(self) -> bytes: ...
+    @property
+    def transport(self) -> str: ...
+    def send(self, data: bytes) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

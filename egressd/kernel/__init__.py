@@ -1,0 +1,238 @@
+"""The kernel side: one nf_tables table, one template, and policies, pods and grants as data in it.
+
+Everything is said over one netlink socket in hand-packed messages, each change in one atomic transaction that is
+complete when the call returns. kernel.md is the law; template.py is the part to audit. Nothing here is safe to call
+from two threads.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from pyroute2.netlink import NLM_F_CREATE
+from pyroute2.netlink.nfnetlink.nftsocket import (
+    NFPROTO_IPV4,
+    NFPROTO_IPV6,
+    NFT_MSG_DELTABLE,
+    NFT_MSG_NEWCHAIN,
+    NFT_MSG_NEWTABLE,
+)
+
+from egressd.errors import EnvironmentProblem, KernelError
+from egressd.kernel.change import Change, ChangeWriter, rule_message
+from egressd.kernel.comments import COMMENT, user_data
+from egressd.kernel.elements import (
+    GrantWriter,
+    SetHeaders,
+    add_elements,
+    element,
+    interval_elements,
+    renew_elements,
+)
+from egressd.kernel.expr import IPV4, IPV6, NF_ACCEPT
+from egressd.kernel.netlink import Channel, Message, Refused, be32, blob, nested, pack_batch, string
+from egressd.kernel.probe import missing, refuse_kernel
+from egressd.kernel.sets import NODE_SETS, PORTED, blocks_of, create_set
+from egressd.kernel.state import Installed, LiveGrant, PodElement, Snapshot, installed, snapshot, table_comment
+from egressd.kernel.template import Chain, base_chains
+from egressd.model import Address, Block
+
+if TYPE_CHECKING:
+    from egressd.grants import Element
+    from egressd.settings import Settings
+
+__all__ = ["SCHEMA", "Change", "Kernel", "LiveGrant", "PodElement", "Snapshot"]
+
+OURS: Final = "egressd schema "
+SCHEMA: Final = f"{OURS}1"
+"""Comment of the table: whose it is, and of which version."""
+REINSTALL: Final = "install the table again"
+HEARTBEAT_MS: Final = 3000
+PORTED_PROTOCOLS: Final = (6, 17, 33, 132, 136)
+"""TCP, UDP, DCCP, SCTP, UDP-Lite."""
+EVERYWHERE: Final = tuple(Block(Address(bytes(length)), Address(b"\xff" * length)) for length in (4, 16))
+RESYNC: Final = frozenset({errno.ENOENT, errno.EEXIST, errno.EBUSY})
+"""Errors that mean: the table is not what we believe."""
+
+
+class Kernel:
+    """The table of one node. `install` first; every method raises `KernelError` where it says nothing else."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._table = settings.firewall.table
+        self._channel = Channel()
+        self._headers = SetHeaders(self._table)
+        self._changes = ChangeWriter(self._table, self._headers, local=settings.in_cluster == "Allow")
+        self._grants = GrantWriter(self._headers)
+        self._state = Installed()
+        beats = [element(bytes((family,)), lifetime_ms=HEARTBEAT_MS) for family in (NFPROTO_IPV4, NFPROTO_IPV6)]
+        self._beat = pack_batch(renew_elements(self._headers.named("heartbeat"), beats))
+
+    def install(self, change: Change | None = None) -> None:
+        """Create the table with its chains, node-level sets and, if given, a first `change`, in one transaction.
+
+        A table of ours that is there already is replaced. Raises `EnvironmentProblem` without the right to, on a
+        kernel that lacks a feature (each is named), and if the table of that name is somebody else's.
+        """
+        self._check_owner()
+        state = Installed()
+        messages = [
+            self._table_message(NFT_MSG_NEWTABLE),
+            self._table_message(NFT_MSG_DELTABLE),
+            self._table_message(NFT_MSG_NEWTABLE),
+            *self._node_messages(),
+        ]
+        if change is not None:
+            messages += self._changes.messages(change, state, renew=True)
+        try:
+            self._channel.transact(messages)
+        except Refused as error:
+            raise self._diagnose(error) from error
+        self._state = state
+
+    def apply(self, change: Change) -> None:
+        """Make a change, all of it or, raising `KernelError`, nothing of it. Its grants may be there already.
+
+        Where the table turns out not to be what was last written, it is read back and the change tried once more.
+        """
+        state = self._state.copy()
+        messages = self._changes.messages(change, state)
+        if not messages:
+            return
+        try:
+            self._channel.transact(messages)
+        except Refused as error:
+            if error.errno not in RESYNC:
+                raise
+            state = self._read_installed()
+            messages = self._changes.messages(change, state, renew=True)
+            if messages:
+                self._channel.transact(messages)
+        self._state = state
+
+    def program(self, elements: Sequence[Element]) -> None:
+        """Write grants in one transaction: the hot path. After it each lives for its full lifetime from now."""
+        if not elements:
+            return
+        refusals = self._channel.commit(pack_batch(self._grants.write(elements)))
+        if not refusals:
+            return
+        if refusals[0].errno == errno.EEXIST:
+            refusals = self._channel.commit(pack_batch(self._grants.write(elements, renew=True)))
+            if not refusals:
+                return
+        first = elements[0]
+        about = f"{len(elements)} grants, the first for {first.comment or 'no name'} of subject {first.subject}"
+        reason = refusals[0].text or errno.errorcode.get(refusals[0].errno, str(refusals[0].errno))
+        raise KernelError(f"the kernel refused {about}: {reason}", refusals[0].errno)
+
+    def heartbeat(self) -> None:
+        """Keep interception alive for another 3 seconds."""
+        refusals = self._channel.commit(self._beat)
+        if refusals:
+            code = refusals[0].errno
+            remedy = REINSTALL if code == errno.ENOENT else ""
+            raise KernelError(f"the heartbeat was refused: {errno.errorcode.get(code, code)}", code, remedy)
+
+    def read_back(self) -> Snapshot:
+        """What the table holds now. Raises `KernelError` (ENOENT) if there is none."""
+        return snapshot(self._channel, self._table)
+
+    def remove(self) -> None:
+        """Delete our table; nothing happens if there is none, or if it is not ours."""
+        if not _is_ours(self._owner()):
+            return
+        try:
+            self._channel.transact([self._table_message(NFT_MSG_DELTABLE)])
+        except Refused as error:
+            if error.errno != errno.ENOENT:
+                raise self._diagnose(error) from error
+        self._state = Installed()
+
+    def close(self) -> None:
+        """Close the socket; the table stays, and enforces."""
+        self._channel.close()
+
+    def _read_installed(self) -> Installed:
+        if not _is_ours(self._owner()):
+            raise KernelError(
+                f"the table inet {self._table} is gone: another program removed it", errno.ENOENT, REINSTALL
+            )
+        return installed(self._channel, self._table)
+
+    # ----------------------------------------------------------------------------------------- installing
+
+    def _owner(self) -> str | None:
+        """The comment of the table, None if there is none. Raises `EnvironmentProblem` without the right to look."""
+        try:
+            return table_comment(self._channel, self._table)
+        except KernelError as error:
+            raise self._diagnose(error) from error
+
+    def _check_owner(self) -> None:
+        comment = self._owner()
+        if comment is not None and not _is_ours(comment):
+            raise EnvironmentProblem(
+                f"a table inet {self._table} is there already, and egressd did not make it",
+                f"choose another name with firewall.table, or delete it: nft delete table inet {self._table}",
+            )
+
+    def _diagnose(self, error: KernelError) -> KernelError | EnvironmentProblem:
+        """What stands behind a refusal while installing."""
+        if error.errno == errno.EPERM:
+            return EnvironmentProblem(
+                "this process may not change the firewall (CAP_NET_ADMIN)",
+                "run it as root, or as uid 0 with the capability NET_ADMIN",
+            )
+        lacking = missing(self._channel)
+        return refuse_kernel(lacking) if lacking else error
+
+    def _table_message(self, kind: int) -> Message:
+        """Create or delete the table."""
+        if kind == NFT_MSG_DELTABLE:
+            return Message(kind, 0, string(1, self._table), f"delete table inet {self._table}")
+        body = string(1, self._table) + blob(6, user_data(COMMENT, SCHEMA))
+        return Message(kind, NLM_F_CREATE, body, f"create table inet {self._table}")
+
+    def _node_messages(self) -> list[Message]:
+        """Node-level sets and what the settings put into them, base chains, rules."""
+        chains = base_chains(self._settings)
+        out = [create_set(self._table, spec) for spec in NODE_SETS]
+        for name, entries in self._node_elements():
+            for kind, flags, body in add_elements(self._headers.named(name), entries):
+                out.append(Message(kind, flags, body, f"fill set {name}"))
+        out += [self._chain_message(chain) for chain in chains]
+        out += [rule_message(self._table, chain.name, rule) for chain in chains for rule in chain.rules]
+        return out
+
+    def _node_elements(self) -> Iterator[tuple[str, Iterable[bytes]]]:
+        settings = self._settings
+        servers = settings.dns.servers or tuple(upstream.address for upstream in settings.dns.upstreams)
+        resolvers = (
+            EVERYWHERE if settings.dns.foreign == "Answer" else tuple(Block(a, a) for a in map(Address, servers))
+        )
+        ranges = {
+            "unidentified": () if settings.pod_interfaces else settings.pod_cidrs,
+            "resolvers": resolvers,
+            "cluster": settings.cluster_cidrs if settings.in_cluster == "Allow" else (),
+        }
+        for stem, blocks in ranges.items():
+            for family in (IPV4, IPV6):
+                yield f"{stem}{family.number}", interval_elements(blocks_of(blocks, family.length))
+        yield PORTED.name, [element(bytes((protocol,))) for protocol in PORTED_PROTOCOLS]
+
+    def _chain_message(self, chain: Chain) -> Message:
+        parts = [string(1, self._table), string(3, chain.name)]
+        if chain.hook is not None:
+            hook = nested(4, be32(1, chain.hook.number), be32(2, chain.hook.priority & 0xFFFFFFFF))
+            parts += [hook, be32(5, NF_ACCEPT), string(7, "filter")]
+        if chain.comment:
+            parts.append(blob(12, user_data(COMMENT, chain.comment)))
+        return Message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, b"".join(parts), f"create chain {chain.name}")
+
+
+def _is_ours(comment: str | None) -> bool:
+    return comment is not None and comment.startswith(OURS)

@@ -1,0 +1,40 @@
+"""Who asked: what the handler of a query gets beside its octets, whatever carried them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Final, Protocol
+
+__all__ = ["MAX_DRAIN", "Client", "Handler", "pack"]
+
+MAX_DRAIN: Final = 32
+"""Datagrams, connections or pipelined queries taken in one wake, so that no socket starves the others."""
+
+
+class Client(Protocol):
+    """One query's way back. Addresses are packed; `server` is the address that the client asked."""
+
+    @property
+    def address(self) -> bytes: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def server(self) -> bytes: ...
+    @property
+    def transport(self) -> str:
+        """`udp` or `tcp`."""
+
+    def send(self, data: bytes) -> None:
+        """Answer with one whole message. Never raises: what cannot be sent is dropped and counted."""
+
+
+Handler = Callable[[bytes, Client], None]
+"""Called once for each query, with its octets exactly as received and unread."""
+
+
+def pack(host: str) -> bytes:
+    """Pack an address as the socket module spells it, a link-local one without its zone."""
+    if ":" not in host:
+        return socket.inet_pton(socket.AF_INET, host)
+    return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])

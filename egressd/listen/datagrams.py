@@ -1,0 +1,120 @@
+"""UDP: the hot path in. One reader per socket, one small client object per datagram."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any, Final
+
+from egressd.listen.client import MAX_DRAIN, Handler, pack
+from egressd.listen.sockets import IP_PKTINFO
+from egressd.wire import MAX_QUERY
+
+__all__ = ["DatagramReader", "ForeignReader"]
+
+READ_SIZE: Final = MAX_QUERY + 1
+"""One octet more than is legal, so that what is too long is seen to be so."""
+
+
+class _DatagramClient:
+    """A client that asked one of the trusted servers; the socket's own address is the server's."""
+
+    __slots__ = ("_counters", "_peer", "_socket", "address", "port", "server")
+
+    transport: str = "udp"
+
+    def __init__(
+        self, sock: socket.socket, server: bytes, address: bytes, peer: tuple[Any, ...], counters: dict[str, int]
+    ) -> None:
+        self._socket = sock
+        self._peer = peer
+        self._counters = counters
+        self.address = address
+        self.port: int = peer[1]
+        self.server = server
+
+    def send(self, data: bytes) -> None:
+        try:
+            self._socket.sendto(data, self._peer)
+        except OSError:
+            self._counters["udp_send_errors"] += 1
+
+
+class _ForeignClient(_DatagramClient):
+    """A client of the wildcard socket: each answer says which address it comes from."""
+
+    __slots__ = ()
+
+    def send(self, data: bytes) -> None:
+        try:
+            self._socket.sendmsg([data], [_source(self.server)], 0, self._peer)
+        except OSError:
+            self._counters["udp_send_errors"] += 1
+
+
+class DatagramReader:
+    """Reads one trusted server's socket; give `readable` to the loop."""
+
+    def __init__(self, sock: socket.socket, server: bytes, on_query: Handler, counters: dict[str, int]) -> None:
+        self._socket = sock
+        self._server = server
+        self._on_query = on_query
+        self._counters = counters
+
+    def readable(self) -> None:
+        """Hand at most 32 datagrams to the handler; the loop calls again for what is left."""
+        sock, server, counters, on_query = self._socket, self._server, self._counters, self._on_query
+        for _ in range(MAX_DRAIN):
+            try:
+                data, peer = sock.recvfrom(READ_SIZE)
+            except BlockingIOError:
+                return
+            except OSError:
+                counters["udp_receive_errors"] += 1
+                return
+            counters["udp_queries"] += 1
+            on_query(data, _DatagramClient(sock, server, pack(peer[0]), peer, counters))
+
+
+class ForeignReader(DatagramReader):
+    """Reads the wildcard socket of one family: the destination comes along as ancillary data."""
+
+    def readable(self) -> None:
+        """As above; a datagram that does not say where it was sent to cannot be answered, and is dropped."""
+        sock, counters = self._socket, self._counters
+        for _ in range(MAX_DRAIN):
+            try:
+                data, ancillary, _, peer = sock.recvmsg(READ_SIZE, _ANCILLARY_SIZE)
+            except BlockingIOError:
+                return
+            except OSError:
+                counters["udp_receive_errors"] += 1
+                return
+            server = _destination(ancillary)
+            if server is None:
+                counters["udp_receive_errors"] += 1
+                continue
+            counters["udp_queries"] += 1
+            self._on_query(data, _ForeignClient(sock, server, pack(peer[0]), peer, counters))
+
+
+_PKTINFO: Final = struct.Struct("@I4s4s")
+"""struct in_pktinfo: interface, local address to send from, destination in the header (ip(7))."""
+_PKTINFO6: Final = struct.Struct("@16sI")
+"""struct in6_pktinfo: address, interface (RFC 3542 section 6)."""
+_ANCILLARY_SIZE: Final = socket.CMSG_SPACE(_PKTINFO6.size)
+
+
+def _destination(ancillary: list[tuple[int, int, bytes]]) -> bytes | None:
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
+            return data[8:12]
+        if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+            return data[:16]
+    return None
+
+
+def _source(server: bytes) -> tuple[int, int, bytes]:
+    if len(server) == 4:
+        return socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO.pack(0, server, bytes(4))
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(server, 0)

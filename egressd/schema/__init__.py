@@ -1,0 +1,53 @@
+"""What people write, checked: policies, manifests and settings, from text to the values of `model` and `settings`.
+
+The front door of the package, and the only home of pydantic, yaml and publicsuffixlist. Any text gives a value or
+problems with line and column (`SettingsError` for settings); anything else is a bug.
+"""
+
+from __future__ import annotations
+
+from egressd.schema.config import load_settings, read_settings, resolvers_of, stated_settings
+from egressd.schema.document import json_schema
+from egressd.schema.manifest import (
+    POLICY_LABEL,
+    BarePolicy,
+    ConfigMapObject,
+    Manifest,
+    NamespaceObject,
+    bare_policy,
+    check_configmap,
+    policies_of,
+    policy_name,
+    read_manifests,
+)
+from egressd.schema.pod import PodObject
+from egressd.schema.policy import read_policy
+from egressd.schema.problem import Origin, Problem, SettingsError, has_errors
+from egressd.schema.tree import yaml_text
+from egressd.schema.words import read_address
+
+__all__ = [
+    "POLICY_LABEL",
+    "BarePolicy",
+    "ConfigMapObject",
+    "Manifest",
+    "NamespaceObject",
+    "Origin",
+    "PodObject",
+    "Problem",
+    "SettingsError",
+    "bare_policy",
+    "check_configmap",
+    "has_errors",
+    "json_schema",
+    "load_settings",
+    "policies_of",
+    "policy_name",
+    "read_address",
+    "read_manifests",
+    "read_policy",
+    "read_settings",
+    "resolvers_of",
+    "stated_settings",
+    "yaml_text",
+]

@@ -1,0 +1,111 @@
+"""One question on its way: who waits for it, where it was asked, and what may become of it."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple, Protocol
+
+from egressd.settings import Upstream
+from egressd.upstream.health import Health
+from egressd.wire import Answer, Question
+
+__all__ = ["NETWORK_ERROR", "NO_REACHABLE_AUTHORITY", "Carrier", "Failure", "Flight", "Holder", "Server", "Sink"]
+
+NO_REACHABLE_AUTHORITY: Final = 22
+NETWORK_ERROR: Final = 23
+"""Extended DNS errors (RFC 8914 sections 4.23 and 4.24)."""
+
+
+class Failure(NamedTuple):
+    """No upstream gave an answer that can be passed on. `ede` is 22 or 23; `text` says why, for people."""
+
+    ede: int
+    text: str
+
+
+class Holder(Protocol):
+    """What waits for a reply on behalf of a flight: a UDP socket, a TCP connection."""
+
+    def forget(self, ident: int) -> None:
+        """Stop waiting for the reply with this ID."""
+
+
+class Flight:
+    """A question being asked. `tickets` are the replies still waited for, `attempts` how often it was sent."""
+
+    __slots__ = (
+        "attempts",
+        "deadline",
+        "edns",
+        "expires",
+        "failure",
+        "fallback",
+        "order",
+        "question",
+        "server",
+        "started",
+        "tickets",
+        "timeouts",
+        "waiters",
+    )
+
+    def __init__(self, question: Question, waiter: Any, order: tuple[Server, ...], now: float, expires: float) -> None:
+        self.question = question
+        self.waiters = [waiter]
+        self.order = order
+        self.started = now
+        self.expires = expires
+        self.deadline = expires
+        self.server = order[0]
+        self.tickets: list[tuple[Holder, int]] = []
+        self.attempts = 0
+        self.timeouts = 0
+        self.edns = True
+        self.fallback: Answer | None = None
+        """A SERVFAIL or REFUSED, passed on if nobody knows better."""
+        self.failure: Failure | None = None
+
+    def forget_tickets(self) -> None:
+        """Stop waiting for anything asked so far."""
+        for holder, ident in self.tickets:
+            holder.forget(ident)
+        self.tickets.clear()
+
+    def drop_ticket(self, holder: Holder, ident: int) -> None:
+        """Stop waiting for one reply."""
+        holder.forget(ident)
+        self.tickets.remove((holder, ident))
+
+
+class Carrier(Protocol):
+    """How questions travel to one server: UDP or TCP today; TLS and HTTPS take their place behind this."""
+
+    def send(self, flight: Flight, now: float) -> float:
+        """Ask `flight.question`, add a ticket to the flight, return how many seconds to wait. Raises OSError."""
+
+    def close(self) -> None: ...
+
+
+class Server:
+    """One configured upstream: where it is, how it fares, what carries questions to it."""
+
+    __slots__ = ("carrier", "health", "stream", "upstream")
+
+    def __init__(self, upstream: Upstream, health: Health, carrier: Carrier, stream: Carrier) -> None:
+        self.upstream = upstream
+        self.health = health
+        self.carrier = carrier
+        self.stream = stream
+        """For answers that do not fit a datagram."""
+
+
+class Sink(Protocol):
+    """Where carriers report to. Each report concerns one ticket, which the receiver drops."""
+
+    def replied(self, server: Server, flight: Flight, holder: Holder, ident: int, data: bytes) -> bool:
+        """A reply with the right ID came from the server; false if it is forged and the wait goes on."""
+
+    def failed(self, server: Server, flight: Flight, holder: Holder, ident: int, failure: Failure) -> None:
+        """No reply will come."""
+
+    def flush(self) -> None:
+        """The end of one batch of reports: deliver what they came to."""

@@ -1,0 +1,149 @@
+"""Queries: the gate every one passes first, what it asks, and the fresh query that egressd asks in its place.
+
+`read_query` promises: any bytes give a `Question` or `WireError`; anything else is a bug. The twelve octets of the
+header and the size are judged before anything else is parsed (dns.md, One query, step 1).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+from egressd.errors import WireError
+from egressd.names import Name
+from egressd.wire.name import name_text, read_name
+from egressd.wire.tables import (
+    AD,
+    BADVERS,
+    CD,
+    DO,
+    FORMERR,
+    HEADER,
+    MAX_QUERY,
+    NAME_AT,
+    NOTIMP,
+    OPCODE,
+    OPT,
+    QR,
+    RD,
+    RECORD,
+    RECORD_HEAD,
+    UDP_SIZE,
+)
+
+__all__ = ["Question", "read_query", "upstream_query"]
+
+_TYPE_CLASS: Final = Struct(">HH")
+_OPTION: Final = Struct(">HH")
+_CLASSIC: Final = 512
+_FLAG_OCTETS: Final = tuple(bytes((bits,)) for bits in range(8))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one query asks, and how its answer must look."""
+
+    name: Name
+    qtype: int
+    qclass: int
+    raw: bytes
+    """The question section as received, letter case included: wire name, type, class."""
+    recursion_desired: bool
+    checking_disabled: bool
+    edns: bool
+    dnssec_ok: bool
+    udp_size: int
+    """Octets the client takes over UDP, 512 to 4096."""
+    key: bytes
+    """Wire name in lower case, type, class, one octet of flags (1 DO, 2 CD, 4 RD): equal keys may share an answer."""
+
+
+def read_query(data: bytes) -> Question:
+    """Judge and read a query. Raises `WireError`; its `rcode` says what to answer, None means silence.
+
+    Names in the question are never compressed: nothing precedes them. After the counted records nothing may follow.
+    """
+    flags, additional = _pass_gate(data)
+    try:
+        wire, at = read_name(data, NAME_AT)
+        kind = data[at : at + 4]
+        qtype, qclass = _TYPE_CLASS.unpack(kind)
+        size, extended = _read_additional(data, at + 4, additional)
+    except WireError as error:
+        raise WireError(error.message, error.rcode or FORMERR) from None
+    except (IndexError, struct.error):
+        raise WireError("the query ends inside a name or a record", FORMERR) from None
+    rd, cd, do = flags & RD != 0, flags & CD != 0, extended & DO != 0
+    key = wire + kind + _FLAG_OCTETS[do | cd << 1 | rd << 2]
+    accepted = min(max(size, _CLASSIC), MAX_QUERY)
+    return Question(name_text(wire), qtype, qclass, data[NAME_AT : at + 4], rd, cd, size >= 0, do, accepted, key)
+
+
+def _pass_gate(data: bytes) -> tuple[int, int]:
+    """The flags and the number of additional records of what is worth parsing."""
+    if len(data) < HEADER.size:
+        raise WireError("shorter than a header")
+    _, flags, questions, answers, authorities, additional = HEADER.unpack_from(data)
+    if flags & QR:
+        raise WireError("a response, not a query")
+    if flags & OPCODE:
+        raise WireError(f"opcode {flags >> 11 & 15} is not QUERY", NOTIMP)
+    if questions != 1 or answers or authorities or additional > 2:
+        counts = f"{questions}/{answers}/{authorities}/{additional}"
+        raise WireError(f"a query has one question and at most two additional records, not {counts}", FORMERR)
+    if len(data) > MAX_QUERY:
+        raise WireError(f"a query of {len(data)} octets; at most {MAX_QUERY} are taken", FORMERR)
+    return flags, additional
+
+
+def _read_additional(data: bytes, at: int, count: int) -> tuple[int, int]:
+    """The UDP size and the flags of the OPT record, (-1, 0) where there is none (RFC 6891 section 6.1)."""
+    size, extended = -1, 0
+    for _ in range(count):
+        owner, head = (b"\0", at + 1) if data[at] == 0 else read_name(data, at)
+        rtype, rclass, ttl, length = RECORD.unpack_from(data, head - 2)
+        at = head + 10 + length
+        if rtype != OPT:
+            continue
+        if size >= 0 or owner != b"\0":
+            raise WireError("a second OPT record, or one whose owner is not the root")
+        if ttl >> 16 & 255:
+            raise WireError(f"EDNS version {ttl >> 16 & 255} is not known here", BADVERS)
+        if length:
+            _check_options(data, at - length, at)
+        size, extended = rclass, ttl & 0xFFFF
+    if at != len(data):
+        raise WireError("records end before or behind the end of the query")
+    return size, extended
+
+
+def _check_options(data: bytes, at: int, end: int) -> None:
+    """Walk the options of OPT; their values are not used, and never passed on."""
+    while at < end:
+        at += 4 + _OPTION.unpack_from(data, at)[1]
+    if at != end:
+        raise WireError("an EDNS option is longer than its record")
+
+
+def opt_record(rcode: int = 0, *, dnssec_ok: bool = False, options: bytes = b"") -> bytes:
+    """An OPT record of ours: size 1232, version 0, the upper eight bits of `rcode`, `options` ready-made."""
+    flags = DO if dnssec_ok else 0
+    return b"\0" + RECORD_HEAD.pack(OPT, UDP_SIZE, rcode >> 4 << 24 | flags, len(options)) + options
+
+
+_OPT_PLAIN: Final = opt_record()
+_OPT_DO: Final = opt_record(dnssec_ok=True)
+
+
+def upstream_query(question: Question, ident: int, edns: bool = True) -> bytes:
+    """A fresh query for the same question: RD, CD and DO as asked, no option of the client's.
+
+    AD is always set: it asks to be told whether the answer was validated (RFC 6840 section 5.7), which the client
+    learns from the bit in the answer as it would have without egressd.
+    """
+    flags = AD | (RD if question.recursion_desired else 0) | (CD if question.checking_disabled else 0)
+    if not edns:
+        return HEADER.pack(ident, flags, 1, 0, 0, 0) + question.raw
+    return HEADER.pack(ident, flags, 1, 0, 0, 1) + question.raw + (_OPT_DO if question.dnssec_ok else _OPT_PLAIN)
