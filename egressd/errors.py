@@ -33,7 +33,7 @@ class EgressError(Exception):
 class WireError(EgressError):
     """Bytes that are not the DNS message they claim to be (RFC 1035 section 4).
 
-    `rcode` is what to answer a client that sent them (1 FORMERR, 4 NOTIMP), or None for silence.
+    `rcode` is what to answer a client that sent them (1 FORMERR, 4 NOTIMP, 16 BADVERS), or None for silence.
     """
 
     def __init__(self, message: str, rcode: int | None = None) -> None:

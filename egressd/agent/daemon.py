@@ -193,13 +193,16 @@ class Daemon:
     def _cut(self, moved: Moved, now: float) -> None:
         """End live connections that lost their sanction: conntrack entries out, and both directions kept shut."""
         revoked: list[tuple[bytes, bytes]] = []
-        sanctions = self.roster.sanctions
         for address in moved.gone | moved.cut:
             if address in moved.gone or not self.roster.drains(address):
-                revoked += self.conntrack.cut(address, lambda d, p, port, a=address: sanctions(a, d, p, port, now))
+                revoked += self.conntrack.cut(address, self._sanctioned(address, now))
         live = [(pod, destination) for pod, destination in revoked if pod in self.roster.parties]
         if live:
             self.kernel.apply(Change(revoked=live))
+
+    def _sanctioned(self, pod: bytes, now: float) -> Callable[[bytes, int, int], bool]:
+        sanctions = self.roster.sanctions
+        return lambda destination, protocol, port: sanctions(pod, destination, protocol, port, now)
 
     def _withdraw(self, elements: Sequence[Element]) -> None:
         try:

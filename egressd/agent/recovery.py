@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import TYPE_CHECKING
 
 from egressd.agent.roster import permit
-from egressd.errors import EgressError, InvalidName
+from egressd.errors import InvalidName, KernelError
 from egressd.names import Name, parse_name
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ def restore_grants(kernel: Kernel, roster: Roster, ledger: Ledger, now: float) -
     """
     try:
         snapshot = kernel.read_back()
-    except EgressError as error:
-        log.info("nothing is taken over from an earlier run: %s", error)
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            log.warning("nothing is taken over from an earlier run: %s", error)
         return 0
     keys = {number: tuple(comment.split()) for number, comment in snapshot.subjects.items()}
     restored = 0

@@ -251,7 +251,7 @@ class Roster:
         return tuple(self.policies.keys() - policies), tuple(self._pods.keys() - pods)
 
     def counts(self) -> dict[str, int]:
-        return {"pods": len(self._pods), "policies": len(self.policies), "subjects": len(self.subjects)}
+        return {"pods": len(self._by_uid), "policies": len(self.policies), "subjects": len(self.subjects)}
 
     def addresses(self) -> Iterable[bytes]:
         return self._pods.keys()

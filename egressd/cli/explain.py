@@ -13,7 +13,7 @@ import click
 from egressd.cli import EXIT_NO
 from egressd.cli._files import print_data, read_all, settings_of, sources
 from egressd.errors import EnvironmentProblem, InvalidName
-from egressd.model import PROTOCOLS, Decision, Reason, Subject, Verdict
+from egressd.model import PROTOCOLS, Reason, Subject, Verdict
 from egressd.names import Name, parse_name
 
 if TYPE_CHECKING:
@@ -112,8 +112,6 @@ def _print(explanation: Explanation, output: str) -> None:
     if output == "table":
         for number, step in enumerate(explanation.steps, 1):
             click.echo(f"{number:2}. {step}")
-        by = f" by rule {decision.rule} of {decision.policy}" if decision.policy else ""
-        click.echo(f"{decision.verdict} ({decision.reason}){by}")
         return
     data: dict[str, Any] = {
         "verdict": str(decision.verdict),
@@ -181,11 +179,14 @@ class _World:
         return _explained(Judge(Subject(chosen), facts), target, found.host_network)
 
 
+_HOST_NETWORK: Final = "the pod uses the node's network (hostNetwork), and is never filtered"
+
+
 def _explained(judge: Judge, target: Target, host_network: bool) -> Explanation:
     from egressd.policy import UNSELECTED, Explanation
 
     if host_network:
-        return Explanation(UNSELECTED, ("the pod uses the node's network (hostNetwork), and is never filtered",))
+        return Explanation(UNSELECTED, (_HOST_NETWORK, "verdict: allowed (unselected)"))
     if target.name is None:
         return judge.explain_address(target.address, target.protocol, target.port)
     whole = judge.explain_name(target.name)
@@ -200,10 +201,20 @@ def _narrowed(judge: Judge, whole: Explanation, target: Target) -> Explanation:
     decision = whole.decision
     if decision.reason is not Reason.RULE or decision.verdict not in {Verdict.ALLOWED, Verdict.WOULD_DENY}:
         return whole
-    asked = ports_text(point(target.protocol, target.port))
+    asked, opened = ports_text(point(target.protocol, target.port)), ports_text(decision.ports)
+    *steps, verdict = whole.steps
+    steps.append(verdict.replace("verdict:", "the name itself:", 1))
     if contains(decision.ports, target.protocol, target.port):
-        return Explanation(decision, (*whole.steps, f"{asked} is among its ports ({ports_text(decision.ports)})"))
-    verdict = Verdict.DENIED if judge.enforced else Verdict.WOULD_DENY
-    closed: Decision = replace(decision, verdict=verdict, reason=Reason.NO_RULE, policy="", rule="", ports=())
-    step = f"{asked} is not among its ports ({ports_text(decision.ports)}): the name resolves, that port stays closed"
-    return Explanation(closed, (*whole.steps, step))
+        by = f' by rule "{decision.rule}" of {decision.policy}'
+        said = (f"{asked} is among its ports ({opened})", f"verdict: {decision.verdict} ({decision.reason}){by}")
+        return Explanation(decision, (*steps, *said))
+    closed = replace(
+        decision,
+        verdict=Verdict.DENIED if judge.enforced else Verdict.WOULD_DENY,
+        reason=Reason.NO_RULE,
+        policy="",
+        rule="",
+        ports=(),
+    )
+    said = (f"{asked} is not among its ports ({opened})", f"verdict: {closed.verdict} ({closed.reason})")
+    return Explanation(closed, (*steps, *said))

@@ -255,11 +255,11 @@ ORIGINAL: Final = _expression("ct", be32(1, REGISTER), be32(2, CT_DIRECTION)) + 
 """`ct direction original`"""
 ELSEWHERE: Final = _expression(
     "fib", be32(1, REGISTER), be32(2, FIB_RESULT_OIF), be32(3, FIB_SADDR | FIB_IIF | FIB_PRESENT)
-) + _compare(b"\0")
+) + _compare(b"\0\0\0\0")
 """`fib saddr . iif oif missing`: the way back to the source does not lead through the interface it came from."""
 ON_LINK: Final = _expression(
     "fib", be32(1, REGISTER), be32(2, FIB_RESULT_OIF), be32(3, FIB_DADDR | FIB_IIF | FIB_PRESENT)
-) + _compare(b"\x01")
+) + _compare(b"\x01\0\0\0")
 """`fib daddr . iif oif exists`: the destination is reached through the interface the packet came from."""
 ADDRESS_LOCAL: Final = _expression(
     "fib", be32(1, REGISTER), be32(2, FIB_RESULT_ADDRTYPE), be32(3, FIB_DADDR)

@@ -130,7 +130,9 @@ def _become_first(alive: int, held: int, body: Callable[[], NoReturn]) -> NoRetu
     try:
         os.close(held)
         syscalls.die_with_parent(signal.SIGKILL)
-        if select.select([alive], [], [], 0)[0]:
+        lifeline = select.poll()  # select() stops at descriptor 1024
+        lifeline.register(alive, select.POLLIN)
+        if lifeline.poll(0):
             os._exit(128 + signal.SIGKILL)
         os.close(alive)
         body()

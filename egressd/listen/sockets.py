@@ -40,7 +40,8 @@ class Endpoint(NamedTuple):
     transport: str
 
     def __str__(self) -> str:
-        host = address_text(self.server) if self.server else "any address"
+        wildcard = "any IPv4 address" if self.family == socket.AF_INET else "any IPv6 address"
+        host = address_text(self.server) if self.server else wildcard
         return f"{host} port {PORT}/{self.transport}"
 
 

@@ -120,13 +120,13 @@ def _rules(story: _Story, *, deny: bool) -> Iterator[str]:
 
 
 def _rule_text(entry: Entry) -> str:
-    audited = ", audited only" if entry.audited else ""
-    return f'{"deny" if entry.deny else "allow"} rule "{entry.rule.name}" of {entry.policy.name}{audited}'
+    audited = "audited " if entry.audited else ""
+    return f'{audited}{"deny" if entry.deny else "allow"} rule "{entry.rule.name}" of {entry.policy.name}'
 
 
 def _ports_part(story: _Story, entry: Entry) -> str:
     if story.case.whole_name:
-        return f", ports {ports_text(entry.ports)}"
+        return f" on {_ports_text(entry.ports)}"
     asked = _asked(story.case)
     if intersect(entry.ports, story.case.wanted):
         return f" and its ports ({ports_text(entry.ports)}) include {asked}"
@@ -168,11 +168,13 @@ def _left(case: Case) -> Iterator[str]:
     barred = union(*(entry.ports for entry in case.entries if entry.deny))
     taken = intersect(claimed, barred)
     if case.whole_name and taken:
-        yield f"deny rules take out {ports_text(taken)}: {_remains(subtract(claimed, barred))}"
+        left = subtract(claimed, barred)
+        yield f"deny rules take out {ports_text(taken)}: {_ports_text(left) if left else 'nothing'} stays allowed"
 
 
-def _remains(ports: Ports) -> str:
-    return f"{ports_text(ports)} stays allowed" if ports else "nothing stays allowed"
+def _ports_text(ports: Ports) -> str:
+    text = ports_text(ports)
+    return f"every port{text.removeprefix('any')}" if text.startswith("any") else text
 
 
 def _outcome_text(outcome: Outcome) -> str:
@@ -204,4 +206,4 @@ def _consequence(story: _Story) -> str:
     if decision.reason is Reason.UNSELECTED or not decision.ports:
         return fate
     private = "" if decision.allow_private else ", private addresses excepted"
-    return f"{fate}; what it resolves to is opened for {ports_text(decision.ports)}{private}"
+    return f"{fate}; what it resolves to is opened on {_ports_text(decision.ports)}{private}"

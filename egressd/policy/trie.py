@@ -2,7 +2,7 @@
 
 Names are read from the right, one label a step. Where no pattern goes on, the walk stops; so a look-up costs what the
 policies' own names are deep, not how many they are nor how long the question is. All names that stop at the same place
-are matched by the same patterns, so a `Place` is a key under which what follows from a name can be remembered, in
+are matched by the same patterns, so the place is a key under which what follows from a name can be remembered, in
 memory bounded by the policies and not by what pods ask. `Pattern.matches` is the reference.
 """
 

@@ -67,10 +67,16 @@ class SubjectPart(Part):
     )
 
 
+def _no_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
 class DenyRule(Part):
     """One rule of `deny`. It wins over every `allow`."""
 
-    name: RuleName = Field(default="", description="unique in the policy; else deny[0], deny[1] …")
+    name: RuleName = Field(
+        default="", description="unique in the policy; else deny[0], deny[1] …", json_schema_extra=_no_default
+    )
     to: list[PeerText] = Field(min_length=1, description="list domain names, *.patterns, IP addresses or CIDR blocks")
     ports: list[PortText] = Field(
         default_factory=list, min_length=1, description="without it: every port of every protocol"
@@ -80,7 +86,9 @@ class DenyRule(Part):
 class AllowRule(DenyRule):
     """One rule of `allow`."""
 
-    name: RuleName = Field(default="", description="unique in the policy; else allow[0], allow[1] …")
+    name: RuleName = Field(
+        default="", description="unique in the policy; else allow[0], allow[1] …", json_schema_extra=_no_default
+    )
     allow_private: bool = Field(
         default=False, alias="allowPrivate", description="answers in private address ranges may be granted"
     )

@@ -37,8 +37,8 @@ def reply(
 
     TTLs are lowered by `age` seconds, to 0 at least. OPT is left out for a client that sent none, where it is the
     last record. `withheld` addresses are taken out of every section, and AD goes with them: these are no longer the
-    data that were validated. What does not fit becomes a truncated header,
-    question and OPT (RFC 6891 section 7), so that TCP follows.
+    data that were validated. What does not fit becomes a truncated header, question and OPT (RFC 6891 section 7), so
+    that TCP follows.
     """
     if answer.truncated:
         return _truncated(answer, question, ident)

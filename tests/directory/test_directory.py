@@ -271,8 +271,8 @@ scan()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines() == [
         "[('a.yaml', 1, []), ('b.yaml', 1, [])]",
-        "[('sub', None, ['cannot be listed: Permission denied']), '
-        "('a.yaml', None, ['cannot be read: Permission denied'])]",
+        "[('sub', None, ['cannot be listed: Permission denied']),"
+        + " ('a.yaml', None, ['cannot be read: Permission denied'])]",
         "[]",
         "[]",
     ]

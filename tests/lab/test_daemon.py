@@ -9,7 +9,7 @@ import pytest
 
 from egressd.lab import Daemon, Node, eventually, intercepts
 
-HEARTBEAT = "table inet egressd { set heartbeat { typeof meta nfproto; flags timeout; timeout 1m; } }"
+HEARTBEAT = "table inet egressd { set heartbeat { typeof meta nfproto; flags timeout; timeout 1m; }; }"
 
 
 def test_intercepts(node_p2p: Node) -> None:

@@ -71,7 +71,9 @@ def policy(name: str, *rules: Rule, audit: bool = False, resolve: bool = False) 
     )
 
 
-_RULE = re.compile(r"(?P<action>allow|deny) (?P<to>[^\[]+?)(?: \[(?P<on>.+?)\])?(?: as (?P<name>\S+))?(?P<private> private)?")
+_RULE = re.compile(
+    r"(?P<action>allow|deny) (?P<to>[^\[]+?)(?: \[(?P<on>.+?)\])?(?: as (?P<name>\S+))?(?P<private> private)?"
+)
 
 
 def world(text: str) -> list[Policy]:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import struct
+from itertools import pairwise
 
 import dns.message
 import pytest
@@ -16,7 +17,7 @@ from egressd.settings import Upstream
 from egressd.upstream import Failure, Health, Upstreams, datagrams
 from egressd.wire import Answer, upstream_query
 
-from .world import LOOPBACK, Caller, Loops, Resolver, both_loops, play, question, reply
+from .world import LOOPBACK, Caller, Loops, Resolver, both_loops, eventually, play, question, reply
 
 RIGHT = "192.0.2.7"
 FORGED = "203.0.113.66"
@@ -154,7 +155,7 @@ def test_a_lost_query_is_asked_again(loops: Loops) -> None:
 
 
 def test_the_second_upstream_steps_in_and_is_then_preferred() -> None:
-    """A silent first upstream costs one wait; after three failures it is asked last, and counts again when it answers."""
+    """A silent first upstream costs one wait; after three failures it is asked last."""
 
     async def scene() -> None:
         async with Resolver(silent) as first, Resolver(right) as second:
@@ -178,9 +179,7 @@ def test_a_late_answer_still_counts() -> None:
         async with slow, Resolver(silent) as second:
             with Caller(slow.upstream, second.upstream) as caller:
                 caller.upstreams.ask(question(), "w")
-                async with asyncio.timeout(10):
-                    while not second.queries:
-                        await asyncio.sleep(0.01)
+                await eventually(lambda: bool(second.queries))
                 slow._udp.sendto(reply(slow.queries[0], RIGHT), slow.sources[0])
                 await caller.until(1)
                 assert isinstance(caller.outcomes["w"], Answer)
@@ -284,12 +283,13 @@ def test_nxdomain_is_an_answer() -> None:
 
 
 @both_loops
-def test_a_truncated_answer_is_fetched_over_tcp(loops: Loops) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_truncated_answer_is_fetched_over_tcp(loops: Loops, address: str) -> None:
     """TC leads to the same upstream over TCP; an answer of 300 addresses arrives whole."""
     many = [f"198.51.{100 + number // 250}.{number % 250 + 1}" for number in range(300)]
 
     async def scene() -> None:
-        resolver = Resolver(lambda query: [reply(query, tc=True)], lambda query: [reply(query, *many)])
+        resolver = Resolver(lambda query: [reply(query, tc=True)], lambda query: [reply(query, *many)], address)
         async with resolver:
             with Caller(resolver.upstream) as caller:
                 assert sorted(await caller.addresses()) == sorted(many)
@@ -436,9 +436,7 @@ def test_answers_that_wait_together_are_delivered_together(loops: Loops) -> None
             with Caller(resolver.upstream) as caller:
                 for number in range(64):
                     caller.upstreams.ask(question(f"n{number}.example.com"), number)
-                async with asyncio.timeout(10):
-                    while len(resolver.queries) < 64:
-                        await asyncio.sleep(0.005)
+                await eventually(lambda: len(resolver.queries) == 64)
                 held = list(zip(resolver.queries, resolver.sources, strict=True))
                 for query, source in held:
                     resolver._udp.sendto(reply(query, RIGHT), source)
@@ -466,7 +464,7 @@ def test_ids_and_ports_are_spread() -> None:
                 ports = list(dict.fromkeys(port for _, port in resolver.sources))
                 assert len(ports) == datagrams.POOL
                 assert ports != sorted(ports)
-                gaps = [abs(second - first) for first, second in zip(ports, ports[1:], strict=False)]
+                gaps = [abs(second - first) for first, second in pairwise(ports)]
                 assert sum(gap > 256 for gap in gaps) > len(gaps) / 2
 
     play(uvloop.new_event_loop, scene)
@@ -563,20 +561,35 @@ def test_own_questions_are_recognised() -> None:
     play(uvloop.new_event_loop, scene)
 
 
+def test_the_source_mark_is_on_every_socket() -> None:
+    """With `source_mark` the kernel can tell our own queries from everybody else's."""
+
+    async def scene() -> None:
+        async with Resolver(right) as resolver:
+            with Caller(resolver.upstream, source_mark=0x40000) as caller:
+                await caller.addresses()
+                for channel in caller.upstreams._datagrams._channels.values():
+                    assert channel.sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x40000
+
+    play(uvloop.new_event_loop, scene)
+
+
 def test_closing_while_asking_is_quiet() -> None:
     """Close with questions in flight over UDP and TCP: nothing is delivered, no task complains."""
 
     async def scene() -> None:
-        async with Resolver(silent, silent) as resolver:
-            caller = Caller(resolver.upstream, resolver.over("tcp"))
+        async with Resolver(silent) as resolver:
+            caller = Caller(resolver.upstream)
             caller.upstreams.ask(question(), "udp")
-            other = Caller(resolver.over("tcp"))
+            deaf = socket.create_server(("127.0.0.1", 0))  # connects, and never answers
+            other = Caller(Upstream(LOOPBACK, deaf.getsockname()[1], "tcp"))
             other.upstreams.ask(question(), "tcp")
             await asyncio.sleep(0.02)
             caller.upstreams.close()
             other.upstreams.close()
             await asyncio.sleep(0.3)
             assert caller.outcomes == other.outcomes == {}
+            deaf.close()
 
     play(uvloop.new_event_loop, scene)
 

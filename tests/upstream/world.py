@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import dns.flags
 import dns.message
@@ -44,7 +44,7 @@ def reply(query: bytes, *addresses: str, rcode: str = "NOERROR", tc: bool = Fals
     said.use_edns(0 if edns else -1)
     if addresses:
         said.answer.append(dns.rrset.from_text(asked.question[0].name, 60, "IN", "A", *addresses))
-    return said.to_wire()
+    return said.to_wire(max_size=65535)
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Resolver:
     over_tcp: int = 0
     port: int = 0
 
-    async def __aenter__(self) -> Resolver:
+    async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
         self._tcp = await asyncio.start_server(self._serve, self.address, self.port, family=family)
@@ -104,6 +104,13 @@ class Resolver:
         writer.close()
 
 
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for a condition that callbacks of the loop bring about."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - what is waited for differs from test to test
+            await asyncio.sleep(0.005)
+
+
 class Caller:
     """Asks, and keeps outcomes by waiter and by delivery."""
 
@@ -112,7 +119,7 @@ class Caller:
         self.deliveries: list[int] = []
         self.upstreams = Upstreams(asyncio.get_running_loop(), upstreams, self._deliver, **options)
 
-    def __enter__(self) -> Caller:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -124,19 +131,15 @@ class Caller:
             assert waiter not in self.outcomes, "delivered twice"
             self.outcomes[waiter] = outcome
 
-    async def until(self, count: int, within_s: float = 30.0) -> None:
+    async def until(self, count: int) -> None:
         """Wait until so many outcomes have come."""
-        async with asyncio.timeout(within_s):
-            while len(self.outcomes) < count:
-                await asyncio.sleep(0.005)
+        await eventually(lambda: len(self.outcomes) >= count)
 
     async def outcome(self, asked: Question | None = None) -> Answer | Failure:
         """Ask one question and wait for what comes of it."""
         waiter = object()
         self.upstreams.ask(asked or question(), waiter)
-        async with asyncio.timeout(30):
-            while waiter not in self.outcomes:
-                await asyncio.sleep(0.005)
+        await eventually(lambda: waiter in self.outcomes)
         return self.outcomes[waiter]
 
     async def addresses(self, asked: Question | None = None) -> list[str]:

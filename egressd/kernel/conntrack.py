@@ -1,0 +1,180 @@
+"""Connections the kernel still remembers, found by the pod that opened them, and cut (kernel.md, Revocation).
+
+A pod's entries are found with the kernel's own filter (CTA_FILTER, Linux 5.8; an older kernel sends all of them, and
+we choose), parsed and deleted by hand: a table holds 100,000 of them. What an entry is deleted by is the very octets
+that the dump gave, its ID among them, so that a younger entry with the same ports is left alone. Layouts follow
+include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
+from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
+from pyroute2.netlink.nfnetlink.nfctsocket import IPCTNL_MSG_CT_DELETE, IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_NEW
+from pyroute2.netns import create_socket
+
+from egressd.errors import KernelError
+from egressd.kernel.netlink import attributes, blob, nested
+
+__all__ = ["Conntrack", "Entry", "read_entry"]
+
+DELETES: Final = 256
+"""Deletions in one message to the kernel: 256 of at most 150 octets, and as many errors back, fit the buffers."""
+PATIENCE_S: Final = 5.0
+"""Seconds without a word from the kernel, in the middle of an answer, that we call a failure."""
+RECEIVE_BUFFER: Final = 4 << 20
+
+_TUPLE_ORIGINAL, _ID, _ZONE, _FILTER = 1, 12, 18, 25
+_FILTER_ORIGINAL = 1
+_BY_SOURCE_ADDRESS: Final = struct.pack("=I", 1)
+"""CTA_FILTER_F_CTA_IP_SRC, in the machine's byte order."""
+_TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
+_V4_SOURCE, _V4_DESTINATION, _V6_SOURCE, _V6_DESTINATION = 1, 2, 3, 4
+_PROTOCOL_NUMBER, _DESTINATION_PORT = 1, 3
+_SO_RCVBUFFORCE: Final = 33
+_HEADER: Final = struct.Struct("=IHHII")
+
+
+class Entry(NamedTuple):
+    """One connection as it was opened, before any NAT. `port` is -1 where the protocol has none."""
+
+    source: bytes
+    destination: bytes
+    protocol: int
+    port: int
+    selector: bytes
+    """The attributes that name exactly this entry to the kernel."""
+
+
+class Conntrack:
+    """One netlink socket to the connection table. Synchronous; for one thread."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket = create_socket(None, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        self._socket.bind((0, 0))
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        self._socket.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def cut(self, pod: bytes, keep: Callable[[bytes, int, int], bool]) -> list[tuple[bytes, bytes]]:
+        """Delete the entries that `pod` opened and `keep(destination, protocol, port)` does not keep.
+
+        Returns the (pod, destination) pairs cut, each once. Raises `KernelError`; then some may be left.
+        """
+        doomed = [entry for entry in self.entries(pod) if not keep(entry.destination, entry.protocol, entry.port)]
+        self.delete(doomed)
+        return list(dict.fromkeys((entry.source, entry.destination) for entry in doomed))
+
+    def entries(self, pod: bytes) -> list[Entry]:
+        """The entries whose original source is `pod` (packed address). Raises `KernelError`."""
+        try:
+            return self._dump(pod, self._filter(pod))
+        except KernelError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            return self._dump(pod, b"")  # a kernel that knows the attribute and not this use of it
+
+    def delete(self, entries: Sequence[Entry]) -> int:
+        """Delete entries; one that is gone already is no error. Returns how many were there. Raises `KernelError`."""
+        return sum(self._delete(entries[start : start + DELETES]) for start in range(0, len(entries), DELETES))
+
+    # ---------------------------------------------------------------------------------- messages
+
+    def _filter(self, pod: bytes) -> bytes:
+        address = blob(_V4_SOURCE if len(pod) == 4 else _V6_SOURCE, pod)
+        return nested(_TUPLE_ORIGINAL, nested(_TUPLE_IP, address)) + nested(
+            _FILTER, blob(_FILTER_ORIGINAL, _BY_SOURCE_ADDRESS)
+        )
+
+    def _dump(self, pod: bytes, only: bytes) -> list[Entry]:
+        self._socket.send(self._message(IPCTNL_MSG_CT_GET, NLM_F_DUMP, pod, only))
+        found = []
+        for kind, sequence, payload in self._answers():
+            if sequence != self._sequence:
+                continue
+            if kind in (NLMSG_DONE, NLMSG_ERROR):
+                _raise(payload, "read the connection table")
+                break
+            if kind == NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW and pod in payload:
+                entry = read_entry(payload[4:])
+                if entry.source == pod:
+                    found.append(entry)
+        return found
+
+    def _delete(self, entries: Sequence[Entry]) -> int:
+        messages = [self._message(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, entry.source, entry.selector) for entry in entries]
+        self._socket.send(b"".join(messages))
+        gone = 0
+        for kind, sequence, payload in self._answers():
+            if kind != NLMSG_ERROR or sequence <= self._sequence - len(entries):
+                continue
+            if -struct.unpack_from("=i", payload)[0] == errno.ENOENT:
+                gone += 1
+            else:
+                _raise(payload, "delete a connection")
+            if sequence == self._sequence:
+                break
+        return len(entries) - gone
+
+    def _message(self, kind: int, flags: int, address: bytes, body: bytes) -> bytes:
+        """One message; netlink takes several in a row, each beginning at a multiple of 4 octets."""
+        self._sequence += 1
+        family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+        size, code = 20 + len(body), NFNL_SUBSYS_CTNETLINK << 8 | kind
+        return _HEADER.pack(size, code, NLM_F_REQUEST | flags, self._sequence, 0) + bytes((family, 0, 0, 0)) + body
+
+    def _answers(self) -> Iterator[tuple[int, int, bytes]]:
+        """Type, sequence number and payload of what the kernel says, for as long as the caller wants more."""
+        while True:
+            try:
+                data = self._socket.recv(1 << 17)
+            except BlockingIOError:
+                if not self._poll.poll(PATIENCE_S * 1000):
+                    raise KernelError("the connection table did not answer", errno.ETIMEDOUT) from None
+                continue
+            except OSError as error:
+                raise KernelError(f"cannot read the connection table: {error.strerror}", error.errno or 0) from error
+            offset = 0
+            while offset + 16 <= len(data):
+                size, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
+                yield kind, sequence, data[offset + 16 : offset + size]
+                offset += max(16, (size + 3) & ~3)
+
+
+def read_entry(body: bytes) -> Entry:
+    """Read one entry from the attributes of its message. Any octets give an `Entry` or `KernelError` (EBADMSG)."""
+    found = dict(attributes(body))
+    original = dict(attributes(found.get(_TUPLE_ORIGINAL, b"")))
+    ip = dict(attributes(original.get(_TUPLE_IP, b"")))
+    protocol = dict(attributes(original.get(_TUPLE_PROTOCOL, b"")))
+    source = ip.get(_V4_SOURCE) or ip.get(_V6_SOURCE) or b""
+    destination = ip.get(_V4_DESTINATION) or ip.get(_V6_DESTINATION) or b""
+    number, port = protocol.get(_PROTOCOL_NUMBER, b""), protocol.get(_DESTINATION_PORT, b"")
+    if len(source) not in (4, 16) or len(destination) != len(source) or len(number) != 1:
+        raise KernelError("an entry of the connection table has no addresses or no protocol", errno.EBADMSG)
+    selector = nested(_TUPLE_ORIGINAL, found[_TUPLE_ORIGINAL])
+    selector += b"".join(blob(kind, found[kind]) for kind in (_ID, _ZONE) if kind in found)
+    return Entry(source, destination, number[0], int.from_bytes(port, "big") if len(port) == 2 else -1, selector)
+
+
+def _raise(payload: bytes, what: str) -> None:
+    """Raise `KernelError` if an NLMSG_ERROR or NLMSG_DONE carries one (nlmsgerr: a negative errno, 0 is fine)."""
+    code = -struct.unpack_from("=i", payload)[0] if len(payload) >= 4 else errno.EBADMSG
+    if code:
+        raise KernelError(f"cannot {what}: {os.strerror(code)}", code)

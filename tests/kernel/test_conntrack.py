@@ -1,0 +1,189 @@
+"""Connection tracking: a pod's entries are found and cut, others' are not touched; `conntrack -L` is the witness."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from egressd.errors import KernelError
+from egressd.kernel import conntrack as module
+from egressd.kernel.conntrack import Conntrack, Entry, read_entry
+from egressd.kernel.netlink import blob, nested
+from egressd.lab import Node, Pod
+
+RULES = "table inet t { chain c { type filter hook forward priority 0; ct state new accept; }; }"
+PLACES = {socket.AF_INET: ("198.51.100.9", "198.51.100.10"), socket.AF_INET6: ("2001:db8::9", "2001:db8::10")}
+
+
+def packed(text: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+
+
+def keep_nothing(destination: bytes, protocol: int, port: int) -> bool:
+    return False
+
+
+@pytest.fixture
+def tracked(node: Node) -> Node:
+    """A node that tracks connections, with echo servers behind it."""
+    node.run(["nft", "-f", "-"], stdin=RULES, check=True)
+    node.internet.serve_tcp_echo(7)
+    node.internet.serve_udp_echo(7)
+    return node
+
+
+@pytest.fixture
+def table(tracked: Node) -> Iterator[Conntrack]:
+    """The node's connection table."""
+    with tracked.entered():
+        made = Conntrack()
+    yield made
+    made.close()
+
+
+def connect(pod: Pod, place: str, kind: socket.SocketKind = socket.SOCK_STREAM, port: int = 7) -> socket.socket:
+    """Open a connection and see it work."""
+    client = pod.socket(socket.AF_INET6 if ":" in place else socket.AF_INET, kind)
+    client.settimeout(10)
+    client.connect((place, port))
+    client.send(b"hello")
+    assert client.recv(10) == b"hello"
+    return client
+
+
+def witness(node: Node, family: socket.AddressFamily, source: str) -> int:
+    """How many entries `conntrack` sees with that original source."""
+    name = "ipv6" if family == socket.AF_INET6 else "ipv4"
+    return len(node.run(["conntrack", "-L", "-f", name, "--orig-src", source]).stdout.splitlines())
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_cut(tracked: Node, table: Conntrack, family: socket.AddressFamily) -> None:
+    """What `keep` does not keep is deleted, with the pairs told once; other destinations and other pods live on."""
+    first, second = tracked.add_pod("shop/web-0"), tracked.add_pod("shop/web-1")
+    source, other = (first.v6, second.v6) if family == socket.AF_INET6 else (first.v4, second.v4)
+    here, there = PLACES[family]
+    with (
+        connect(first, here),
+        connect(first, here, socket.SOCK_DGRAM),
+        connect(first, there),
+        connect(second, here),
+    ):
+        seen = {(entry.destination, entry.protocol, entry.port) for entry in table.entries(packed(source))}
+        assert seen == {(packed(here), 6, 7), (packed(here), 17, 7), (packed(there), 6, 7)}
+        assert witness(tracked, family, source) == 3
+        pairs = table.cut(packed(source), lambda destination, protocol, port: destination == packed(there))
+        assert pairs == [(packed(source), packed(here))]
+        assert witness(tracked, family, source) == 1
+        assert witness(tracked, family, other) == 1
+        assert table.cut(packed(source), keep_nothing) == [(packed(source), packed(there))]
+        assert table.cut(packed(source), keep_nothing) == []
+        assert witness(tracked, family, source) == 0
+
+
+def test_keep_is_asked_with_what_was_dialled(tracked: Node, table: Conntrack) -> None:
+    """Behind destination NAT the entry is known by the address the pod dialled, and ICMP has no port."""
+    rules = "table ip n { chain c { type nat hook prerouting priority dstnat; ip daddr 10.96.0.99 dnat to 198.51.100.9; }; }"
+    tracked.run(["nft", "-f", "-"], stdin=rules, check=True)
+    pod = tracked.add_pod("shop/web-0")
+    asked = []
+
+    def keep(destination: bytes, protocol: int, port: int) -> bool:
+        asked.append((destination, protocol, port))
+        return True
+
+    with connect(pod, "10.96.0.99"):
+        pod.run(["ping", "-c1", "-W5", "198.51.100.9"], check=True)
+        assert table.cut(packed(pod.v4), keep) == []
+    assert sorted(asked) == sorted([(packed("10.96.0.99"), 6, 7), (packed("198.51.100.9"), 1, -1)])
+
+
+def test_many(tracked: Node, table: Conntrack) -> None:
+    """More entries than fit one message to the kernel are all found and all cut, among more of another pod."""
+    first, second = tracked.add_pod("shop/web-0"), tracked.add_pod("shop/web-1")
+    count = 3 * module.DELETES + 5
+    for pod in (first, second):
+        with pod.socket(kind=socket.SOCK_DGRAM) as client:
+            for port in range(10_000, 10_000 + count):
+                client.sendto(b"x", ("198.51.100.9", port))
+    entries = table.entries(packed(first.v4))
+    assert len({entry.port for entry in entries}) == count
+    assert table.cut(packed(first.v4), keep_nothing) == [(packed(first.v4), packed("198.51.100.9"))]
+    assert witness(tracked, socket.AF_INET, first.v4) == 0
+    assert len(table.entries(packed(second.v4))) == count
+
+
+def test_deleting_what_is_gone(tracked: Node, table: Conntrack) -> None:
+    """Entries that vanished meanwhile are no error, and a younger entry with the same ports is left alone."""
+    pod = tracked.add_pod("shop/web-0")
+    with pod.socket(kind=socket.SOCK_DGRAM) as client:
+        client.bind((pod.v4, 5000))
+        client.sendto(b"x", ("198.51.100.9", 7))
+        (old,) = table.entries(packed(pod.v4))
+        assert table.delete([old]) == 1
+        assert table.delete([old]) == 0
+        client.sendto(b"x", ("198.51.100.9", 7))
+        assert table.delete([old]) == 0
+        (young,) = table.entries(packed(pod.v4))
+        assert young[:4] == old[:4]
+        assert table.delete([young, old]) == 1
+
+
+def test_without_the_kernels_filter(tracked: Node, table: Conntrack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that ignores the filter sends everything, and the same entries are found."""
+    first, second = tracked.add_pod("shop/web-0"), tracked.add_pod("shop/web-1")
+    with connect(first, "198.51.100.9"), connect(second, "198.51.100.9"):
+        filtered = table.entries(packed(first.v4))
+        monkeypatch.setattr(table, "_filter", lambda pod: b"")
+        assert [entry.source for entry in table.entries(packed(first.v4))] == [packed(first.v4)]
+        assert len(filtered) == 1
+
+
+def test_refused_filter_and_other_errors(tracked: Node, table: Conntrack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter that the kernel does not take is left out; an entry that the kernel does not take is our error."""
+    pod = tracked.add_pod("shop/web-0")
+    flags = nested(25, blob(1, b"\xff\xff\xff\x7f"))
+    with connect(pod, "198.51.100.9"):
+        monkeypatch.setattr(table, "_filter", lambda pod: flags)
+        (entry,) = table.entries(packed(pod.v4))
+        with pytest.raises(KernelError, match="delete a connection"):
+            table.delete([entry._replace(selector=nested(1, nested(1, blob(1, b"\x01"))))])
+        assert table.delete([entry]) == 1
+
+
+def tuple_of(source: bytes, destination: bytes, protocol: int, port: int) -> bytes:
+    kinds = (1, 2) if len(source) == 4 else (3, 4)
+    ip = nested(1, blob(kinds[0], source), blob(kinds[1], destination))
+    return nested(1, ip, nested(2, blob(1, bytes((protocol,))), blob(2, b"\x9c\x40"), blob(3, port.to_bytes(2, "big"))))
+
+
+@given(
+    st.sampled_from([4, 16]).flatmap(
+        lambda n: st.tuples(st.binary(min_size=n, max_size=n), st.binary(min_size=n, max_size=n))
+    ),
+    st.integers(0, 255),
+    st.integers(0, 65535),
+)
+def test_round_trip(addresses: tuple[bytes, bytes], protocol: int, port: int) -> None:
+    """An entry as the kernel writes it is read back field by field, and its selector names it by tuple, ID and zone."""
+    extra = blob(12, b"\0\0\0\7") + blob(18, b"\0\3")
+    wire = tuple_of(*addresses, protocol, port)
+    entry = read_entry(wire + blob(3, bytes(4)) + extra)
+    assert entry == Entry(*addresses, protocol, port, wire + extra)
+
+
+@given(st.binary(max_size=300))
+def test_any_octets(data: bytes) -> None:
+    """Any octets give an entry or the one error."""
+    for body in (data, nested(1, data), nested(1, nested(1, data), nested(2, data))):
+        try:
+            entry = read_entry(body)
+        except KernelError as error:
+            assert error.errno == 74
+        else:
+            assert len(entry.source) == len(entry.destination) in (4, 16)
+            assert -1 <= entry.port <= 65535
