@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Final
 
 from egressd.control.privileges import LAST_WORDS_S
@@ -72,30 +72,30 @@ class Service:
 
     async def run(self, link: socket.socket) -> None:
         """Tell and listen until the other end hangs up, then write what is still to be written."""
-        reader, writer = await asyncio.open_unix_connection(sock=link)
+        link.setblocking(False)
         self._records = Records(self._settings)
         writing = asyncio.create_task(self._records.run())
-        loops = {asyncio.create_task(self._listen(reader)), asyncio.create_task(self._tell(writer))}
+        listening, telling = asyncio.create_task(self._listen(link)), asyncio.create_task(self._tell(link))
+        running = {writing, listening, telling}
         try:
-            done, _ = await asyncio.wait({*loops, writing}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        except ConnectionError:
-            pass  # the data path hung up while it was being told something
+            while not listening.done():
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
         finally:
             signal.alarm(LAST_WORDS_S)  # whatever a disk or a huge file does now: nobody waits for us any more
-            for task in loops:
+            for task in (listening, telling):
                 task.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+            await asyncio.gather(listening, telling, return_exceptions=True)
             await self._records.close()
             await writing
-            writer.close()
 
     # ------------------------------------------------------------------------------------------------- listening
 
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
-        incoming = Frames(Up)
-        while data := await reader.read(READ_SIZE):
+    async def _listen(self, link: socket.socket) -> None:
+        """Take in all that was ever sent, to the end of the link, even of a data path that was killed."""
+        incoming, loop = Frames(Up), asyncio.get_running_loop()
+        while data := await _received(loop, link):
             for message in incoming.feed(data):
                 match message:
                     case Lines():
@@ -106,26 +106,27 @@ class Service:
 
     # --------------------------------------------------------------------------------------------------- telling
 
-    async def _tell(self, writer: asyncio.StreamWriter) -> None:
-        while True:
-            await self._tell_world(writer)
-            self._reload = False
-            await asyncio.to_thread(self._reread)
-            await self._records.reopen(self._settings)
+    async def _tell(self, link: socket.socket) -> None:
+        with suppress(ConnectionError):  # nobody listens any more; what was sent to us is still to be read
+            while True:
+                await self._tell_world(link)
+                self._reload = False
+                await asyncio.to_thread(self._reread)
+                await self._records.reopen(self._settings)
 
-    async def _tell_world(self, writer: asyncio.StreamWriter) -> None:
+    async def _tell_world(self, link: socket.socket) -> None:
         """Say everything, then every change, until the settings are to be read again."""
-        await _send(writer, [encode(Ready(self._settings))])
+        await _send(link, [encode(Ready(self._settings))])
         synced = False
         async with aclosing(self._folder.changes()) as changes:
             async for readings in changes:
                 step = await asyncio.to_thread(self._digest, readings)
                 if not synced:
-                    await _send(writer, frames(self._world.everything()))
-                    await _send(writer, [encode(Synced())])
+                    await _send(link, frames(self._world.everything()))
+                    await _send(link, [encode(Synced())])
                     synced = True
                 elif step.update is not None:
-                    await _send(writer, frames(step.update))
+                    await _send(link, frames(step.update))
                 self._report(readings, step)
                 if self._reload:
                     return
@@ -167,10 +168,17 @@ def _scope(settings: Settings) -> object:
     return settings.node, settings.policy_namespace, settings.dns
 
 
-async def _send(writer: asyncio.StreamWriter, messages: Iterable[bytes]) -> None:
+async def _send(link: socket.socket, messages: Iterable[bytes]) -> None:
+    loop = asyncio.get_running_loop()
     for message in messages:
-        writer.write(message)
-        await writer.drain()
+        await loop.sock_sendall(link, message)
+
+
+async def _received(loop: asyncio.AbstractEventLoop, link: socket.socket) -> bytes:
+    """What comes next; nothing at the end, which is ECONNRESET (after all data) where our own words were not read."""
+    with suppress(ConnectionError):
+        return await loop.sock_recv(link, READ_SIZE)
+    return b""
 
 
 def _say(lines: Iterable[str | Problem]) -> None:

@@ -7,9 +7,9 @@ Values in, values out: no file, no clock, no log. `World.replace` takes what sou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from egressd.control.objects import Id, Objects, born
 from egressd.link import MAX_FRAME, PodEntry, Update, encode
@@ -24,6 +24,8 @@ MAX_POLICY: Final = MAX_FRAME // 2
 """Octets of one compiled policy on the link: a frame must hold it, and a ConfigMap of 1 MiB can exceed even that."""
 POLICIES_PER_UPDATE: Final = 50
 PODS_PER_UPDATE: Final = 500
+
+T = TypeVar("T")
 
 
 class News(NamedTuple):
@@ -234,28 +236,23 @@ def frames(update: Update) -> Iterator[bytes]:
     """Cut an update into frames of bounded size: policies before the pods that name them, what is gone at the end."""
     if update == Update():
         return
-    policies = [
-        update.policies[i : i + POLICIES_PER_UPDATE] for i in range(0, len(update.policies), POLICIES_PER_UPDATE)
-    ]
-    pods = [update.pods[i : i + PODS_PER_UPDATE] for i in range(0, len(update.pods), PODS_PER_UPDATE)]
-    if len(policies) <= 1 and len(pods) <= 1:
+    if len(update.policies) <= POLICIES_PER_UPDATE and len(update.pods) <= PODS_PER_UPDATE:
         whole = encode(update)
         if len(whole) <= MAX_POLICY:
             yield whole
             return
-    for some in policies:
-        yield from _split(some)
-    for entries in pods:
-        yield encode(Update(pods=entries))
+    yield from _cut(update.policies, POLICIES_PER_UPDATE, lambda some: Update(policies=some))
+    yield from _cut(update.pods, PODS_PER_UPDATE, lambda some: Update(pods=some))
     if update.gone_policies or update.gone_pods:
         yield encode(Update(gone_policies=update.gone_policies, gone_pods=update.gone_pods))
 
 
-def _split(policies: tuple[Policy, ...]) -> Iterator[bytes]:
-    whole = encode(Update(policies=policies))
-    if len(whole) <= MAX_POLICY or len(policies) == 1:
-        yield whole
-        return
-    middle = len(policies) // 2
-    yield from _split(policies[:middle])
-    yield from _split(policies[middle:])
+def _cut(items: tuple[T, ...], most: int, make: Callable[[tuple[T, ...]], Update]) -> Iterator[bytes]:
+    """Frames of at most `most` items each, and of fewer where these are large."""
+    for start in range(0, len(items), most):
+        some = items[start : start + most]
+        whole = encode(make(some))
+        if len(whole) <= MAX_POLICY or len(some) == 1:
+            yield whole
+        else:
+            yield from _cut(some, (len(some) + 1) // 2, make)

@@ -1,8 +1,9 @@
 """Connections the kernel still remembers, found by the pod that opened them, and cut (kernel.md, Revocation).
 
-A pod's entries are found with the kernel's own filter (CTA_FILTER, Linux 5.8; an older kernel sends all of them, and
-we choose), parsed and deleted by hand: a table holds 100,000 of them. What an entry is deleted by is the very octets
-that the dump gave, its ID among them, so that a younger entry with the same ports is left alone. Layouts follow
+A pod's IPv4 entries are found with the kernel's own filter (CTA_FILTER, Linux 5.8; an older kernel sends all of them,
+and we choose). For IPv6 addresses that filter is inverted: `ctnetlink_filter_match_tuple` drops what is equal (seen on
+6.18, so written since 5.8), hence there we always choose ourselves, by looking for the address in the octets before
+reading any of them. What an entry is deleted by is the very octets that the dump gave. Layouts follow
 include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 """
 
@@ -97,10 +98,11 @@ class Conntrack:
     # ---------------------------------------------------------------------------------- messages
 
     def _filter(self, pod: bytes) -> bytes:
-        address = blob(_V4_SOURCE if len(pod) == 4 else _V6_SOURCE, pod)
-        return nested(_TUPLE_ORIGINAL, nested(_TUPLE_IP, address)) + nested(
-            _FILTER, blob(_FILTER_ORIGINAL, _BY_SOURCE_ADDRESS)
-        )
+        """What to add to a dump so that the kernel sends this pod's entries only; for IPv6 nothing (see above)."""
+        if len(pod) != 4:
+            return b""
+        original = nested(_TUPLE_ORIGINAL, nested(_TUPLE_IP, blob(_V4_SOURCE, pod)))
+        return original + nested(_FILTER, blob(_FILTER_ORIGINAL, _BY_SOURCE_ADDRESS))
 
     def _dump(self, pod: bytes, only: bytes) -> list[Entry]:
         self._socket.send(self._message(IPCTNL_MSG_CT_GET, NLM_F_DUMP, pod, only))

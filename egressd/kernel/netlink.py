@@ -250,6 +250,7 @@ def _open() -> socket.socket:
             f"cannot open a netfilter netlink socket: {error.strerror}",
             "load the kernel module nfnetlink (CONFIG_NETFILTER_NETLINK)",
         ) from error
+    opened.settimeout(None)  # a default of the program's would turn MSG_DONTWAIT into waiting
     opened.bind((0, 0))
     opened.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
     opened.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)

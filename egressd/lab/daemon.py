@@ -129,6 +129,14 @@ class Daemon:
         """Send a signal (SIGHUP, SIGSTOP, SIGCONT)."""
         os.kill(self._running().pid, number)
 
+    def children(self) -> list[int]:
+        """PIDs of its child processes (the control side), to be killed or stopped by a test; empty when it is gone."""
+        found = []
+        for tasks in Path(f"/proc/{self._running().pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # a thread that ended meanwhile
+                found += [int(pid) for pid in tasks.read_text().split()]
+        return found
+
     def __enter__(self) -> Self:
         return self
 
@@ -203,7 +211,7 @@ def intercepts(space: Space, table: str = "egressd") -> bool:
         netlink.send(header + body)
         data = netlink.recv(65536)
     kind = struct.unpack_from("=H", data, 4)[0]
-    return kind >> 8 == subsystem and elements in _attribute_types(data[20 : struct.unpack_from("=I", data)[0]])
+    return kind >> 8 == subsystem and elements in _filled(data[20 : struct.unpack_from("=I", data)[0]])
 
 
 def _text_attribute(kind: int, text: str) -> bytes:
@@ -211,11 +219,13 @@ def _text_attribute(kind: int, text: str) -> bytes:
     return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def _attribute_types(data: bytes) -> set[int]:
+def _filled(data: bytes) -> set[int]:
+    """The attributes that hold something."""
     found, offset = set(), 0
     while offset + 4 <= len(data):
         length, kind = struct.unpack_from("=HH", data, offset)
-        found.add(kind & 0x3FFF)
+        if length > 4:
+            found.add(kind & 0x3FFF)
         offset += max(4, length + -length % 4)
     return found
 

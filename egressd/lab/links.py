@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from pyroute2 import IPRoute
 
+from egressd.lab.patience import eventually
 from egressd.lab.space import Space
 
 __all__ = ["End", "Route", "add_routes", "connect", "make_bridge", "remove_link"]
@@ -61,8 +62,10 @@ def connect(near: End, far: End) -> None:
     _with_netlink(near.space, lay)
     for end in (far, near):
         _configure_addresses(end)
-    for end in (far, near):  # a route wants its interface to be up and running, at both ends
+    for end in (far, near):  # a route wants its interface to be up, which needs both ends
         add_routes(end.space, end.interface, end.routes)
+    for end in (far, near):
+        _await_carrier(end)
 
 
 def make_bridge(space: Space, interface: str, mac: str, addresses: Sequence[str]) -> None:
@@ -114,6 +117,23 @@ def _configure_addresses(end: End) -> None:
             ip.neigh("add", dst=neighbour, lladdr=mac, ifindex=index, state=PERMANENT, family=_family(neighbour))
 
     _with_netlink(end.space, configure)
+
+
+def _await_carrier(end: End) -> None:
+    """Wait until an end carries packets.
+
+    The kernel's link watch follows some milliseconds behind, and a neighbour solicitation lost meanwhile would be
+    repeated only after a second.
+    """
+
+    def carried(ip: Any) -> bool:
+        links = [link for name in (end.interface, end.bridge) if name for link in ip.get_links(ifname=name)]
+        return all(link.get_attr("IFLA_OPERSTATE") == "UP" for link in links)
+
+    def wait(ip: Any) -> None:
+        eventually(lambda: carried(ip), what=f"{end.interface} of {end.space.name} up")
+
+    _with_netlink(end.space, wait)
 
 
 def _route_attributes(route: Route, index: int) -> dict[str, Any]:

@@ -75,7 +75,9 @@ def enter_private() -> None:
     """Move this process into its own network and mount namespaces, and the programs it starts into a PID namespace.
 
     For a process with one thread, once, early. Programs are to be started through `Space.popen`, or they miss the PID
-    namespace. Also raises the limit of open files as far as allowed. Raises `EnvironmentProblem` without root.
+    namespace. /proc stays the one outside, with the PIDs that we see: `/proc/self` is right for everybody, while
+    `/proc/NUMBER` with a program's own idea of its PID is not. Also raises the limit of open files as far as allowed.
+    Raises `EnvironmentProblem` without root.
     """
     syscalls.unshare(syscalls.NEW_NET | syscalls.NEW_MOUNT)
     _private_files()

@@ -71,6 +71,7 @@ class _Call:
         self._flight = flight
         self._ident = ident
         self._task = carrier.loop.create_task(self._run())
+        self._task.add_done_callback(lambda _: sock.close())  # also where it is forgotten before it ran
 
     def forget(self, ident: int) -> None:  # noqa: ARG002 - a connection has one question
         """Hang up."""
@@ -85,8 +86,6 @@ class _Call:
             self._report(None, f"{error.strerror or error}")
         else:
             self._report(data, "")
-        finally:
-            self._sock.close()
 
     async def _ask(self) -> bytes:
         loop, sock, local = self._carrier.loop, self._sock, self._carrier.local

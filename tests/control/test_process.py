@@ -102,7 +102,7 @@ class Control:
     def world(self) -> tuple[Settings, list[Update]]:
         """`Ready`, the updates up to `Synced`."""
         ready = self.hear()
-        assert isinstance(ready, Ready)
+        assert isinstance(ready, Ready), self.stderr
         updates = []
         while isinstance(message := self.hear(), Update):
             updates.append(message)
@@ -235,7 +235,7 @@ def test_a_broken_file_and_a_refused_policy_keep_what_was_good(start: Callable[.
         ("nodes: n1\n", [], 2, "egressd.yaml:1:1: error: "),
         ("audit: {max_size: [}\n", [], 2, "egressd.yaml:1:"),
         ("{}", ["--config", "/nonexistent/egressd.yaml"], 2, "/nonexistent/egressd.yaml"),
-        ("{}", ["--set", "grants.min=soon"], 2, "grants.min"),
+        ("{}", ["--set", "grants.min=soon"], 2, "'soon' is not a duration"),
         ("source: {path: /nonexistent/objects}\n", [], 3, "the folder /nonexistent/objects cannot be read"),
         ("source: {kind: kubernetes}\n", [], 3, "source.kind kubernetes is not in this release"),
     ],

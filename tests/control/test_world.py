@@ -482,3 +482,13 @@ def test_frames_of_large_policies_stay_within_the_bound() -> None:
     assert len(cut) > 1
     parts = Frames(link.Down).feed(b"".join(cut))
     assert tuple(policy for part in parts for policy in part.policies) == policies
+
+
+def test_frames_of_pods_with_many_policies_stay_within_the_bound() -> None:
+    """Five hundred pods that a thousand policies select are not one frame."""
+    names = tuple(f"shop/a-policy-with-quite-a-long-name-{number:04}" for number in range(1000))
+    pods = tuple(PodEntry(n.to_bytes(4, "big"), PodIdentity("shop", f"web-{n}"), names) for n in range(PODS_PER_UPDATE))
+    cut = list(frames(Update(pods=pods)))
+    assert max(map(len, cut)) <= MAX_POLICY
+    parts = Frames(link.Down).feed(b"".join(cut))
+    assert tuple(entry for part in parts for entry in part.pods) == pods

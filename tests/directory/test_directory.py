@@ -269,13 +269,9 @@ os.chmod({str(tmp_path / "sub")!r}, 0o700)
 scan()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.splitlines() == [
-        "[('a.yaml', 1, []), ('b.yaml', 1, [])]",
-        "[('sub', None, ['cannot be listed: Permission denied']),"
-        + " ('a.yaml', None, ['cannot be read: Permission denied'])]",
-        "[]",
-        "[]",
-    ]
+    folder = "('sub', None, ['cannot be listed: Permission denied'])"
+    file = "('a.yaml', None, ['cannot be read: Permission denied'])"
+    assert done.stdout.splitlines() == ["[('a.yaml', 1, []), ('b.yaml', 1, [])]", f"[{folder}, {file}]", "[]", "[]"]
 
 
 # ------------------------------------------------------------------------------------------------- watching

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,23 @@ def test_a_daemon_that_ends_is_reported(node_p2p: Node, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="exit code"):
         daemon.start()
     assert daemon.log()
+
+
+def test_children_and_signals(node_p2p: Node, tmp_path: Path) -> None:
+    """A test finds the daemon's child processes, stops the daemon, and sees its exit code; killing it works too."""
+    daemon = Daemon(node_p2p, tmp_path)
+    with pytest.raises(RuntimeError, match="never started"):
+        daemon.stop()
+    parent = ["sh", "-c", "trap 'exit 5' TERM; sleep 1000 & while :; do wait; done"]
+    daemon.process = node_p2p.popen(parent)
+    (child,) = eventually(daemon.children)
+    os.kill(child, signal.SIGKILL)
+    eventually(lambda: child not in daemon.children())
+    assert daemon.stop() == 5
+    assert daemon.children() == []
+    daemon.process = node_p2p.popen(["sleep", "1000"])
+    daemon.kill()
+    assert daemon.process.returncode == -signal.SIGKILL
 
 
 def test_eventually() -> None:

@@ -304,6 +304,25 @@ def test_a_reset_frees_the_place(loops: Loops) -> None:
     play(loops, scene, lambda data, client: held.append(client), per_client=1)
 
 
+@both_loops
+def test_short_connections_in_crowds(loops: Loops) -> None:
+    """A thousand connections, fifty at a time, each with one query: all are answered, and descriptors are re-used."""
+
+    async def scene(stage: Stage) -> None:
+        async def once(number: int) -> None:
+            reader, writer = await stage.connect()
+            writer.write(frame(numbered(number)))
+            assert await receive(reader) == numbered(number)
+            writer.close()
+
+        for start in range(0, 1000, 50):
+            await asyncio.gather(*(once(number) for number in range(start, start + 50)))
+        await stage.until(lambda: not stage.connections._open)
+        assert stage.counters["tcp_queries"] == 1000
+
+    play(loops, scene, echo, per_client=200)
+
+
 def test_running_out_of_descriptors_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a free file descriptor accepting rests and resumes; the waiting client is served then."""
     import resource

@@ -178,6 +178,15 @@ def test_every_decision_has_its_reason(
         assert subtract(decision.private_ports, decision.ports) == ()
 
 
+@given(policy_sets, facts, st.lists(names, min_size=2, max_size=6))
+def test_what_is_remembered_is_what_would_be_said(
+    members: list[Policy], where: ClusterFacts, asked: list[Name]
+) -> None:
+    """A judge that has answered other names answers as a fresh one."""
+    judge = judge_of(members, where)
+    assert [judge.judge_name(name) for name in asked] == [judge_of(members, where).judge_name(name) for name in asked]
+
+
 @given(policy_sets, facts, names, addresses, points)
 def test_explanations_equal_the_verdict(
     members: list[Policy], where: ClusterFacts, name: Name, address: bytes, at: Point

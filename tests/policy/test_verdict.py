@@ -55,6 +55,12 @@ CASES: list[tuple[str, str, str, str] | tuple[str, str, str, str, ClusterFacts]]
     ("deny-beats-in-cluster", "s/p: deny *.cluster.local as no", "a.b.svc.cluster.local", "denied deny-rule by s/p no"),
     # deny rules with ports
     (
+        "deny-rule-that-takes-all-is-named",
+        "s/p: allow *; deny a.example [25/TCP] as some; deny *.example as all",
+        "a.example",
+        "denied deny-rule by s/p all",
+    ),
+    (
         "deny-ports-are-taken-out",
         "s/p: allow a.example [80/TCP, 443/TCP] as yes; deny a.example [80/TCP]",
         "a.example",

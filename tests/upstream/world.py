@@ -24,6 +24,8 @@ Loops = Callable[[], asyncio.AbstractEventLoop]
 Say = Callable[[bytes], list[bytes]]
 """A resolver's script: from one query to the datagrams sent back, in order."""
 
+RIGHT = "192.0.2.7"
+FORGED = "203.0.113.66"
 LOOPBACK = socket.inet_pton(socket.AF_INET, "127.0.0.1")
 both_loops = pytest.mark.parametrize(
     "loops", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
@@ -45,6 +47,30 @@ def reply(query: bytes, *addresses: str, rcode: str = "NOERROR", tc: bool = Fals
     if addresses:
         said.answer.append(dns.rrset.from_text(asked.question[0].name, 60, "IN", "A", *addresses))
     return said.to_wire(max_size=65535)
+
+
+def silent(query: bytes) -> list[bytes]:
+    """The script of a resolver that never answers."""
+    return []
+
+
+def right(query: bytes) -> list[bytes]:
+    """The script of a resolver that answers well."""
+    return [reply(query, RIGHT)]
+
+
+def closed_port() -> int:
+    """A loopback port where nothing listens: what is sent there is refused by ICMP."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def other_id(query: bytes) -> bytes:
+    """A forged answer with another ID."""
+    said = reply(query, FORGED)
+    return bytes((said[0] ^ 1,)) + said[1:]
 
 
 @dataclass
