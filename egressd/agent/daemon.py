@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
-from egressd import link
+from egressd import link, wire
 from egressd.agent.child import AuditQueue, Beginning, Child
 from egressd.agent.denials import Denials
 from egressd.agent.recovery import restore_grants
@@ -24,7 +25,7 @@ from egressd.errors import KernelError
 from egressd.exchange import Exchange, LastKnown, Parts
 from egressd.grants import Element, Ledger
 from egressd.kernel import Change, Kernel
-from egressd.kernel.conntrack import Conntrack
+from egressd.kernel.conntrack import Conntrack, Entry
 from egressd.kernel.nflog import NflogReader
 from egressd.kernel.routes import install_routes
 from egressd.listen import Listener
@@ -89,11 +90,13 @@ class Daemon:
 
     def _build(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self.settings
+        loop_option = wire.loop_option(os.urandom(12))
         self.upstreams = Upstreams(
             loop,
             settings.dns.upstreams,
             lambda answers: self.exchange.deliver(answers),
             max_records=settings.budgets.answer_records,
+            options=loop_option,
         )
         self.exchange = Exchange(
             settings,
@@ -103,6 +106,7 @@ class Daemon:
                 known=self.known,
                 ask=self.upstreams.ask,
                 program=self.kernel.program,
+                loop_option=loop_option,
                 withdraw=self._withdraw,
                 record=self._record_dns,
                 clock=time.monotonic,
@@ -192,17 +196,19 @@ class Daemon:
 
     def _cut(self, moved: Moved, now: float) -> None:
         """End live connections that lost their sanction: conntrack entries out, and both directions kept shut."""
-        revoked: list[tuple[bytes, bytes]] = []
+        unsanctioned: list[Entry] = []
         for address in moved.gone | moved.cut:
             if address in moved.gone or not self.roster.drains(address):
-                revoked += self.conntrack.cut(address, self._sanctioned(address, now))
-        live = [(pod, destination) for pod, destination in revoked if pod in self.roster.parties]
-        if live:
-            self.kernel.apply(Change(revoked=live))
-
-    def _sanctioned(self, pod: bytes, now: float) -> Callable[[bytes, int, int], bool]:
-        sanctions = self.roster.sanctions
-        return lambda destination, protocol, port: sanctions(pod, destination, protocol, port, now)
+                unsanctioned += [
+                    entry
+                    for entry in self.conntrack.entries(address)
+                    if not self.roster.sanctions(address, entry.destination, entry.protocol, entry.port, now)
+                ]
+        if not unsanctioned:
+            return
+        pairs = {(entry.source, entry.destination) for entry in unsanctioned if entry.source in self.roster.parties}
+        self.kernel.apply(Change(revoked=sorted(pairs)))
+        self.conntrack.delete(unsanctioned)
 
     def _withdraw(self, elements: Sequence[Element]) -> None:
         try:

@@ -8,6 +8,8 @@ settings, 3 the environment stops it.
 from __future__ import annotations
 
 import importlib
+from collections import UserDict
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any, Final, NoReturn
 
@@ -40,26 +42,47 @@ SUMMARIES: Final[dict[str, str]] = {
 """The verbs of interface.md in its order, with one line each; those whose module is there are offered."""
 
 
+class _Modules(UserDict[str, click.Command]):
+    """The sub-commands by verb: there when their module is, imported when taken out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.verbs = tuple(verb for verb in SUMMARIES if find_spec(f"{__name__}.{verb}"))
+
+    def __getitem__(self, verb: str) -> click.Command:
+        if verb not in self.verbs:
+            raise KeyError(verb)
+        command: click.Command = importlib.import_module(f"{__name__}.{verb}").command
+        return command
+
+    def __contains__(self, verb: object) -> bool:
+        return verb in self.verbs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.verbs)
+
+    def __len__(self) -> int:
+        return len(self.verbs)
+
+
 class Verbs(click.Group):
     """A group that imports a sub-command when it is called, and lists them without importing any."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return [verb for verb in SUMMARIES if find_spec(f"{__name__}.{verb}")]
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.commands = _Modules()
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
-            return None
-        command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
-        return command
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.commands)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click's, with a suggestion for a verb that is nearly right."""
-        if args and args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
             import difflib
 
-            near = difflib.get_close_matches(args[0][:40], self.list_commands(ctx), n=1)
+            near = difflib.get_close_matches(args[0][:40], self.commands, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             ctx.fail(f"There is no verb {args[0][:40]!r}.{hint}")
         return super().resolve_command(ctx, args)

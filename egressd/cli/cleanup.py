@@ -10,10 +10,10 @@ import click
 __all__ = ["command"]
 
 
-@click.command(
-    "cleanup", epilog="Example: egressd cleanup", context_settings={"help_option_names": ["-h", "--help"]}
+@click.command("cleanup", epilog="Example: egressd cleanup", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False), help="Settings file, for table and route names."
 )
-@click.option("--config", type=click.Path(exists=True, dir_okay=False), help="Settings file, for table and route names.")
 def command(config: str | None) -> None:
     """Remove egressd's table, routing rules and routes from this node's kernel.
 

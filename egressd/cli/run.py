@@ -14,7 +14,9 @@ __all__ = ["command"]
     epilog="Example: egressd run --config /etc/egressd/egressd.yaml",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option("--config", type=click.Path(dir_okay=False), help="Settings file (config/egressd.yaml shows all of them).")
+@click.option(
+    "--config", type=click.Path(dir_okay=False), help="Settings file (config/egressd.yaml shows all of them)."
+)
 @click.option("--node", help="Name of this node; default: NODE_NAME, else the host name.")
 @click.option("--objects", type=click.Path(file_okay=False), help="Folder of manifests to watch (source.path).")
 @click.option("--upstream", multiple=True, help="DNS server to ask (dns.upstreams); may be repeated.")

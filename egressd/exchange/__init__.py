@@ -7,7 +7,7 @@ as `Parts`, and time comes from `Parts.clock`. dns.md ("One query") numbers the 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,13 +19,16 @@ from egressd.exchange.outcomes import (
     DENY_RCODES,
     REASON_EDE,
     SERVFAIL,
+    STALE_TTL_S,
     Outcome,
     denied,
     explain_denial,
+    looped,
     nonexistent,
 )
 from egressd.exchange.parties import LastKnown, Party
 from egressd.exchange.query import Client, Parts, Query
+from egressd.exchange.store import Kept, Refresh, Store, failed
 from egressd.model import Decision, Reason, Verdict
 from egressd.policy import MALFORMED, RATE_LIMITED, UNKNOWN_POD, is_search_noise
 
@@ -36,6 +39,12 @@ __all__ = ["Client", "Exchange", "LastKnown", "Parts", "Party", "Query"]
 
 MEMO: Final = 8192
 """Questions remembered by their bytes, per generation: a cookie or a random name in each must not grow the table."""
+
+
+STALE_WAIT_S: Final = 1.8
+"""How long a pod waits for upstream before it gets a stale answer (RFC 8767 section 5, client response timer)."""
+FAILING_S: Final = 5.0
+"""How long after a failure stale answers are given at once (RFC 8767 section 5, failure recheck timer)."""
 
 
 class Exchange:
@@ -52,8 +61,11 @@ class Exchange:
         self._admission = Admission(parts, self._deny_rcode, self.counters)
         self._held: dict[bytes, list[tuple[float, bytes, Client]]] = {}
         self._waiting = 0
-        self._young: dict[bytes, tuple[wire.Question, bool]] = {}
-        self._old: dict[bytes, tuple[wire.Question, bool]] = {}
+        self._store = Store(settings.dns.cache, self.counters)
+        self._impatient: deque[tuple[float, Query]] = deque()
+        self._failing_until = 0.0
+        self._young: dict[bytes, tuple[wire.Question, bool, bool]] = {}
+        self._old: dict[bytes, tuple[wire.Question, bool, bool]] = {}
 
     # ------------------------------------------------------------------------------- the sentence, first half
 
@@ -63,7 +75,7 @@ class Exchange:
 
     def _receive(self, data: bytes, client: Client, started: float) -> None:
         try:
-            question, search = self._read(data)
+            question, search, ours = self._read(data)
         except WireError as error:
             return self._malformed(data, client, error, started)
         party = self._parts.parties.get(client.address)
@@ -75,36 +87,95 @@ class Exchange:
             return self._finish(denied(query, query.decision, self._deny_rcode))
         if search and query.decision.reason is not Reason.RULE:
             return self._finish(nonexistent(query))
-        self.in_flight += 1
-        party.in_flight += 1
-        return self._parts.ask(question, query)
+        if ours:
+            self.counters["loops"] += 1
+            return self._finish(looped(query))
+        return self._ask(query)
 
     # ------------------------------------------------------------------------------ the sentence, second half
 
     def deliver(self, answers: Iterable[tuple[Any, wire.Answer | Any]]) -> None:
         """Answers from upstream that came together: admit each, program all at once, then record and reply to each."""
-        outcomes = [self._admission.admit(query, answer) for query, answer in answers]
+        outcomes = [self._admission.admit(query, kept) for query, kept in self._taken(answers)]
         self._admission.program(outcomes)
         for outcome in outcomes:
-            self.in_flight -= 1
-            outcome.query.party.in_flight -= 1
             self._finish(outcome)
 
     def _finish(self, outcome: Outcome) -> None:
         self._record(outcome)
         self._reply(outcome)
 
+    # --------------------------------------------------------------------------------------------- ask
+
+    def _ask(self, query: Query) -> None:
+        """From what is kept, else upstream. While upstream is known to fail, what is stale is better than waiting."""
+        now, question = query.started, query.question
+        kept, refresh = self._store.find(question, now)
+        if kept is None and (stale := self._store.stale(question, now)) is not None:
+            if now < self._failing_until:
+                kept, refresh = stale, True
+            else:
+                self._impatient.append((now + STALE_WAIT_S, query))
+        if refresh:
+            self.counters["cache_refreshes"] += 1
+            self._parts.ask(question, Refresh(question))
+        if kept is not None:
+            self._answer_kept(query, kept)
+            return
+        self.in_flight += 1
+        query.party.in_flight += 1
+        self._parts.ask(question, query)
+
+    def _answer_kept(self, query: Query, kept: Kept) -> None:
+        outcome = self._admission.admit(query, kept)
+        self._admission.program([outcome])
+        self._finish(outcome)
+
+    def _taken(self, answers: Iterable[tuple[Any, wire.Answer | Any]]) -> Iterable[tuple[Query, Kept | Any]]:
+        """Keep each answer, and hand it on to those who still wait; where it is a failure, what is stale instead."""
+        now = self._parts.clock()
+        last: Any = None
+        for waiter, answer in answers:
+            if answer is not last:
+                last = answer
+                self._store.keep(waiter.question, answer, now)
+                if failed(answer):
+                    self._failing_until = now + FAILING_S
+            if isinstance(waiter, Refresh) or waiter.finished:
+                continue
+            self._landed(waiter)
+            kept = self._store.stale(waiter.question, now) if failed(answer) else None
+            yield (
+                waiter,
+                kept or (Kept(answer, 0, stale=False, cached=False) if isinstance(answer, wire.Answer) else answer),
+            )
+
+    def _landed(self, query: Query) -> None:
+        query.finished = True
+        self.in_flight -= 1
+        query.party.in_flight -= 1
+
+    def _lose_patience(self, now: float) -> None:
+        """Answer with what is stale where upstream has taken too long (RFC 8767 section 5)."""
+        while self._impatient and self._impatient[0][0] <= now:
+            _, query = self._impatient.popleft()
+            kept = None if query.finished else self._store.stale(query.question, now)
+            if kept is not None:
+                self._landed(query)
+                self._answer_kept(query, kept)
+
     # -------------------------------------------------------------------------------------------- read
 
-    def _read(self, data: bytes) -> tuple[wire.Question, bool]:
-        """The question and whether it is search-list noise; remembered by everything behind the ID."""
+    def _read(self, data: bytes) -> tuple[wire.Question, bool, bool]:
+        """The question, whether it is search-list noise, and whether it is one of ours come back; remembered by
+        everything behind the ID."""
         tail = data[2:]
         found = self._young.get(tail)
         if found is None:
             found = self._old.pop(tail, None)
             if found is None:
                 question = wire.read_query(data)
-                found = question, is_search_noise(question.name, self._domains)
+                found = question, is_search_noise(question.name, self._domains), self._parts.loop_option in data
             if len(self._young) >= MEMO:
                 self._old, self._young = self._young, {}
             self._young[tail] = found
@@ -140,7 +211,8 @@ class Exchange:
                 self._receive(data, client, started)
 
     def tick(self, now: float) -> None:
-        """Ends the wait of queries from sources that stayed unknown. Call it a few times a second."""
+        """Ends waits that took too long: for a pod to be learned, for an upstream. Call it a few times a second."""
+        self._lose_patience(now)
         for address in list(self._held):
             waiting = self._held[address]
             while waiting and waiting[0][0] + self._unknown_wait <= now:
@@ -151,7 +223,7 @@ class Exchange:
                 del self._held[address]
 
     def _refuse_unknown(self, data: bytes, client: Client, started: float, decision: Decision) -> None:
-        question, _ = self._read(data)
+        question, _, _ = self._read(data)
         parts = self._parts
         rcode = self._deny_rcode if decision is UNKNOWN_POD else SERVFAIL
         age = parts.clock() - started
@@ -180,6 +252,7 @@ class Exchange:
 
     def minute(self, now: float) -> None:
         """Says, once a minute and pod, how many denials had no record of their own. Call it about once a second."""
+        self._store.expire(now)
         parts = self._parts
         for address, party in list(parts.parties.items()):
             count = party.minute_over(now)
@@ -190,7 +263,10 @@ class Exchange:
         query, answer = outcome.query, outcome.answer
         if answer is not None:
             udp = query.client.transport == "udp"
-            data = wire.reply(answer, query.question, query.ident, udp=udp, withheld=outcome.withheld)
+            floor = STALE_TTL_S if outcome.stale else 0
+            data = wire.reply(
+                answer, query.question, query.ident, udp=udp, withheld=outcome.withheld, age=outcome.age, floor=floor
+            )
         else:
             data = wire.denial(query.question, query.ident, outcome.rcode, outcome.ede, outcome.text)
         query.client.send(data)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from egressd.errors import KernelError
 from egressd.exchange.outcomes import Outcome, denied, failed, unprogrammed
+from egressd.exchange.store import Kept
 from egressd.grants import UNSELECTED_SUBJECT
 from egressd.model import ANY_PORT, Decision, Ports, Reason, Verdict
 from egressd.policy import UNKNOWN_POD
@@ -30,19 +31,24 @@ class Admission:
 
     # ------------------------------------------------------------------------------------------- admit
 
-    def admit(self, query: Query, answer: Answer | Any) -> Outcome:
-        """What of the answer the pod may have, with the grants that open it in the ledger and in `outcome.writes`."""
+    def admit(self, query: Query, kept: Kept | Any) -> Outcome:
+        """What of the answer the pod may have, with the grants that open it in the ledger and in `outcome.writes`.
+
+        Without an answer, `kept` is the upstream's failure with its `ede` and `text`.
+        """
         overtaken = self._overtaken(query)
         if overtaken is not None:
             return overtaken
-        if not isinstance(answer, Answer):
-            return failed(query, answer.ede, answer.text)
+        if not isinstance(kept, Kept):
+            return failed(query, kept.ede, kept.text)
+        answer = kept.answer
         outcome = Outcome(query, query.decision, answer.rcode, answer)
+        outcome.age, outcome.stale, outcome.cached = kept.age, kept.stale, kept.cached
         if answer.addresses:
             self._parts.known.note(query.client.address, query.question.name, answer.addresses)
         judge = query.judge
         if judge is None:
-            self._grant(outcome, answer, answer.addresses, ANY_PORT)
+            self._grant(outcome, answer.addresses, ANY_PORT)
             return outcome
         on_the_way = self._denied_on_the_way(query, answer, judge)
         if on_the_way is not None:
@@ -85,17 +91,15 @@ class Admission:
                 outcome.withheld = frozenset(reasons)
             addresses = tuple(a for a in addresses if a not in reasons)
         for ports, group in _by_ports(addresses, decision, judge):
-            self._grant(outcome, answer, group, ports)
+            self._grant(outcome, group, ports)
         return outcome
 
-    def _grant(self, outcome: Outcome, answer: Answer, addresses: tuple[bytes, ...], ports: Ports) -> None:
+    def _grant(self, outcome: Outcome, addresses: tuple[bytes, ...], ports: Ports) -> None:
         if not addresses:
             return
         query, parts = outcome.query, self._parts
         subject = query.party.subject
-        admission = parts.ledger.admit(
-            subject, query.question.name, addresses, ports, max(answer.ttl, 0), parts.clock()
-        )
+        admission = parts.ledger.admit(subject, query.question.name, addresses, ports, outcome.ttl, parts.clock())
         outcome.writes += admission.writes
         if subject != UNSELECTED_SUBJECT:
             outcome.granted += addresses

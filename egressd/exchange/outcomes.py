@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from egressd.model import Reason
+from egressd.model import Reason, Verdict
 
 if TYPE_CHECKING:
     from egressd.exchange.query import Query
@@ -21,13 +21,18 @@ __all__ = [
     "DENY_RCODES",
     "REASON_EDE",
     "SERVFAIL",
+    "STALE_TTL_S",
     "Outcome",
     "denied",
     "explain_denial",
     "failed",
+    "looped",
     "nonexistent",
     "unprogrammed",
 ]
+
+STALE_TTL_S: Final = 30
+"""TTL of a stale answer (RFC 8767 section 4)."""
 
 NOERROR: Final = 0
 SERVFAIL: Final = 2
@@ -38,6 +43,8 @@ DENY_RCODES: Final = {"NXDOMAIN": NXDOMAIN, "REFUSED": REFUSED, "NODATA": NOERRO
 """Setting `dns.deny_rcode` → the rcode of a denial; NODATA is NOERROR without an answer."""
 
 EDE_OTHER: Final = 0
+EDE_LOOP: Final = 22
+"""No Reachable Authority."""
 REASON_EDE: Final = {
     Reason.NO_RULE: 17,  # Filtered
     Reason.DENY_RULE: 17,
@@ -60,7 +67,21 @@ _MAX_POLICIES_NAMED: Final = 3
 class Outcome:
     """How a query ended: the decision in force at the end, the rcode, and the answer it may see, if any."""
 
-    __slots__ = ("answer", "decision", "ede", "granted", "query", "rcode", "search", "text", "withheld", "writes")
+    __slots__ = (
+        "age",
+        "answer",
+        "cached",
+        "decision",
+        "ede",
+        "granted",
+        "query",
+        "rcode",
+        "search",
+        "stale",
+        "text",
+        "withheld",
+        "writes",
+    )
 
     def __init__(self, query: Query, decision: Decision, rcode: int, answer: Answer | None = None) -> None:
         self.query = query
@@ -70,9 +91,20 @@ class Outcome:
         self.ede: int | None = None
         self.text = ""
         self.search = False
+        self.cached = False
+        self.stale = False
+        self.age = 0
+        """Seconds the answer was kept, by which its TTLs shrink."""
         self.granted: tuple[bytes, ...] = ()
         self.withheld: frozenset[bytes] = frozenset()
         self.writes: list[Element] = []
+
+    @property
+    def ttl(self) -> int:
+        """What is left of the answer's TTL in seconds: smallest along the chain, less its age."""
+        if self.answer is None:
+            return 0
+        return STALE_TTL_S if self.stale else max(self.answer.ttl - self.age, 0)
 
 
 def denied(query: Query, decision: Decision, deny_rcode: int) -> Outcome:
@@ -94,6 +126,15 @@ def failed(query: Query, ede: int, text: str) -> Outcome:
     """No upstream answered."""
     outcome = Outcome(query, replace(query.decision, reason=Reason.UPSTREAM_FAILED), SERVFAIL)
     outcome.ede, outcome.text = ede, text
+    return outcome
+
+
+def looped(query: Query) -> Outcome:
+    """Our own question, come back to be asked again: whoever serves us is asked through us."""
+    outcome = failed(
+        query, EDE_LOOP, "egressd: this question is egressd's own, come back; exempt the DNS pods (dns.exempt)"
+    )
+    outcome.decision = replace(outcome.decision, verdict=Verdict.DENIED)
     return outcome
 
 

@@ -10,6 +10,7 @@ from egressd.policy import UNSELECTED
 
 if TYPE_CHECKING:
     from egressd.exchange.parties import LastKnown, Party
+    from egressd.exchange.store import Refresh
     from egressd.grants import Element, Ledger
     from egressd.model import DnsRecord
     from egressd.wire import Question
@@ -39,10 +40,12 @@ class Parts:
     """Pods by address, kept up to date by the owner."""
     ledger: Ledger
     known: LastKnown
-    ask: Callable[[Question, Query], None]
+    ask: Callable[[Question, Query | Refresh], None]
     """Ask upstream; the answer comes back through `Exchange.deliver`."""
     program: Callable[[Sequence[Element]], None]
     """Write grant elements, acknowledged; raises `KernelError`."""
+    loop_option: bytes
+    """The EDNS option in our own queries (`wire.loop_option`): one that a pod sends has come back."""
     withdraw: Callable[[Sequence[Element]], None]
     """Take elements out of the kernel that a bound pushed out of the ledger."""
     record: Callable[[DnsRecord], None]
@@ -55,7 +58,7 @@ class Parts:
 class Query:
     """One question: who asked what, what was decided and by which policies, and when it began (monotonic)."""
 
-    __slots__ = ("client", "decision", "ident", "judge", "party", "question", "started")
+    __slots__ = ("client", "decision", "finished", "ident", "judge", "party", "question", "started")
 
     def __init__(self, client: Client, ident: int, question: Question, party: Party, started: float) -> None:
         self.client = client
@@ -65,6 +68,7 @@ class Query:
         self.judge = party.judge
         self.decision = UNSELECTED
         self.started = started
+        self.finished = False
 
     def decide(self) -> None:
         """Judge the name by the policies that select the pod now."""

@@ -19,7 +19,9 @@ def of_outcome(outcome: Outcome, wall: float, now: float) -> DnsRecord:
     """The record of a query that was understood and whose pod is known."""
     query, answer, decision = outcome.query, outcome.answer, outcome.decision
     client, question = query.client, query.question
-    addresses, cnames, ttl = (answer.addresses, answer.cnames, answer.ttl) if answer is not None else ((), (), -1)
+    addresses, cnames, ttl = (answer.addresses, answer.cnames, outcome.ttl) if answer is not None else ((), (), -1)
+    if answer is not None and answer.ttl < 0:
+        ttl = -1
     if outcome.withheld:
         addresses = tuple(address for address in addresses if address not in outcome.withheld)
     return DnsRecord(
@@ -39,7 +41,7 @@ def of_outcome(outcome: Outcome, wall: float, now: float) -> DnsRecord:
         addresses,
         cnames,
         ttl,
-        False,
+        outcome.cached,
         outcome.granted,
         int((now - query.started) * 1e6),
         outcome.search,

@@ -107,7 +107,8 @@ class Kernel:
         except Refused as error:
             if error.errno not in RESYNC:
                 raise
-            state = self._read_installed()
+            self._state = self._read_installed()
+            state = self._state.copy()
             messages = self._changes.messages(change, state, renew=True)
             if messages:
                 self._channel.transact(messages)

@@ -20,11 +20,11 @@ from egressd.schema.manifest import (
     policy_name,
     read_manifests,
 )
-from egressd.schema.pod import PodObject
+from egressd.schema.pod import PodObject, workload_of
 from egressd.schema.policy import read_policy
 from egressd.schema.problem import Origin, Problem, SettingsError, has_errors
 from egressd.schema.tree import yaml_text
-from egressd.schema.words import read_address
+from egressd.schema.words import read_address, read_block
 
 __all__ = [
     "POLICY_LABEL",
@@ -44,10 +44,12 @@ __all__ = [
     "policies_of",
     "policy_name",
     "read_address",
+    "read_block",
     "read_manifests",
     "read_policy",
     "read_settings",
     "resolvers_of",
     "stated_settings",
+    "workload_of",
     "yaml_text",
 ]

@@ -146,14 +146,14 @@ class _Layers:
             if name is None:
                 known = [*fields]
                 near = did_you_mean(word, known) or (f"; known here: {', '.join(known)}" if known else "")
-                self.complain(source, f"there is no setting {'.'.join([*path, word.lower()])!r}{near}")
+                self.complain(source, f"there is no setting {shown('.'.join([*path, word.lower()]))}{near}")
                 return (), None
             path.append(name)
             annotation = fields[name]
         return tuple(path), annotation
 
     def complain(self, source: str, message: str) -> None:
-        self.problems.append(Problem(source, 0, 0, "error", message))
+        self.problems.append(Problem(source[:200], 0, 0, "error", message))
 
     def source_of(self, location: Location) -> str | None:
         return next((name for path, name in self.sources.items() if location[: len(path)] == path), None)

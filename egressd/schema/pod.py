@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 
 from pydantic import Field
 
@@ -14,7 +14,7 @@ from egressd.schema.checks import Lenient, Reads
 from egressd.schema.labels import LabelKey, LabelValue, Namespace, ObjectName
 from egressd.schema.words import read_address
 
-__all__ = ["PodModel", "PodObject", "pod_object"]
+__all__ = ["OwnerReference", "PodModel", "PodObject", "pod_object", "workload_of"]
 
 _CRON_JOB: Final = re.compile(r"(?P<name>.+)-[0-9]{8,}\Z")
 """A CronJob names its Jobs after the minute they are due (pkg/controller/cronjob getJobName): 8 digits until 2160."""
@@ -76,7 +76,18 @@ class PodModel(Lenient):
     status: _Status = Field(default_factory=_Status)
 
 
-def workload_of(owners: list[_Owner], labels: Mapping[str, str]) -> str:
+class OwnerReference(Protocol):
+    """One of a pod's `ownerReferences`, however it was read."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def controller(self) -> bool | None: ...
+
+
+def workload_of(owners: Iterable[OwnerReference], labels: Mapping[str, str]) -> str:
     """`KIND/NAME` of what a person would call the pod's owner, or empty (kubernetes.md, Decisions).
 
     A ReplicaSet whose name ends in the pod's template hash belongs to a Deployment; a Job with a CronJob's name to one.

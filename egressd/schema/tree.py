@@ -129,9 +129,10 @@ class _Composer:
             self.open.pop()
             self.keys.pop()
         elif isinstance(event, yaml.AliasEvent):
-            if event.anchor not in self.anchors:
-                return Fault(line, column, f"alias *{event.anchor} has no anchor before it; {_QUOTE_STARS}")
-            self.add(self.anchors[event.anchor])
+            name = str(event.anchor)
+            if name not in self.anchors:
+                return Fault(line, column, f"alias *{name[:60]} has no anchor before it; {_QUOTE_STARS}")
+            self.add(self.anchors[name])
         elif isinstance(event, yaml.NodeEvent):
             node = _node(event)
             self.add(node)
@@ -272,9 +273,8 @@ class _Plain:
             self.faults.append(Fault(node.line, node.column, "a key must be text, not a list or a mapping"))
             return None
         if self.strict and node.plain and not isinstance(reading(node.text), str):
-            self.faults.append(
-                Fault(node.line, node.column, f'`{node.text}` is not text as a key; quote it: "{node.text}"')
-            )
+            text = node.text[:60]
+            self.faults.append(Fault(node.line, node.column, f'`{text}` is not text as a key; quote it: "{text}"'))
         return node.text
 
 

@@ -12,12 +12,14 @@ from publicsuffixlist import PublicSuffixList
 
 from egressd.errors import InvalidName
 from egressd.model import PROTOCOLS, Address, Block, Peer, PortSpan
-from egressd.names import ROOT, Name, Pattern, parse_name, parse_pattern
+from egressd.names import MAX_NAME, ROOT, Name, Pattern, parse_name, parse_pattern
 from egressd.schema.problem import did_you_mean, shown
 from egressd.schema.tree import Odd
 
 __all__ = ["read_address", "read_block", "read_domain", "read_peer", "read_spans", "suffix_warning"]
 
+MAX_PEER: Final = MAX_NAME + len("*.") + len(".")
+"""Characters of a peer; longer ones are refused before anything looks at their labels."""
 _MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 _NUMERIC: Final = re.compile(r"[0-9.]+\Z")
 _NUMERIC_STARS: Final = re.compile(r"[0-9.*]+\Z")
@@ -66,6 +68,8 @@ def read_block(text: str) -> Block:
 
 def read_peer(text: str) -> Peer:
     """A name, a wildcard pattern, an address or a CIDR block (policy.md, Patterns). Raises `ValueError`."""
+    if len(text) > MAX_PEER:
+        raise ValueError(f"{shown(text)} has {len(text)} characters; a name has at most {MAX_NAME}")
     if text.strip() != text:
         raise ValueError(f"{shown(text)} has spaces around it; write {text.strip()!r}")
     if found := _URL.match(text):
@@ -87,6 +91,8 @@ def read_peer(text: str) -> Peer:
 
 def read_domain(text: str) -> Name:
     """A domain for settings, without wildcard. Raises `InvalidName`."""
+    if len(text) > MAX_PEER:
+        raise InvalidName(f"{shown(text)} has {len(text)} characters; a name has at most {MAX_NAME}")
     if text.startswith("*."):
         raise InvalidName(f"{shown(text)}: a domain covers everything under it", f"write {text[2:]!r}")
     return parse_name(text)

@@ -81,7 +81,7 @@ class DatagramCarrier:
         pending = channel.pending
         while ident in pending:
             ident, _ = self._idents.take()
-        data = upstream_query(flight.question, ident, flight.edns)
+        data = upstream_query(flight.question, ident, flight.edns, flight.options)
         try:
             channel.sock.send(data)
         except BlockingIOError:

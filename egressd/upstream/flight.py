@@ -39,6 +39,7 @@ class Flight:
         "expires",
         "failure",
         "fallback",
+        "options",
         "order",
         "question",
         "server",
@@ -48,10 +49,13 @@ class Flight:
         "waiters",
     )
 
-    def __init__(self, question: Question, waiter: Any, order: tuple[Server, ...], now: float, expires: float) -> None:
+    def __init__(
+        self, question: Question, waiter: Any, order: tuple[Server, ...], now: float, expires: float, options: bytes
+    ) -> None:
         self.question = question
         self.waiters = [waiter]
         self.order = order
+        self.options = options
         self.started = now
         self.expires = expires
         self.deadline = expires

@@ -94,7 +94,7 @@ class _Call:
         here = (socket.inet_pton(sock.family, host), port)
         local.add(here)
         try:
-            query = upstream_query(self._flight.question, self._ident, self._flight.edns)
+            query = upstream_query(self._flight.question, self._ident, self._flight.edns, self._flight.options)
             await loop.sock_sendall(sock, len(query).to_bytes(2, "big") + query)
             size = int.from_bytes(await self._read(2), "big")
             return await self._read(size)

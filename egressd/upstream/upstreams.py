@@ -56,8 +56,8 @@ Deliver = Callable[[list[tuple[Any, Answer | Failure]]], None]
 class Upstreams:
     """Asks the configured resolvers; each `ask` leads to one delivery for its waiter, unless `close` comes first.
 
-    `source_mark` is put on every packet to an upstream (0: none). Raises `EnvironmentProblem` for upstreams that this
-    version cannot ask. Works with asyncio's loop and with uvloop.
+    `source_mark` is put on every packet to an upstream (0: none), EDNS `options` into every query. Raises
+    `EnvironmentProblem` for upstreams that this version cannot ask. Works with asyncio's loop and with uvloop.
     """
 
     def __init__(
@@ -68,8 +68,10 @@ class Upstreams:
         *,
         max_records: int = MAX_RECORDS,
         source_mark: int = 0,
+        options: bytes = b"",
     ) -> None:
         _check(upstreams)
+        self._options = options
         self._loop = loop
         self._deliver = deliver
         self._max_records = max_records
@@ -90,7 +92,9 @@ class Upstreams:
             self.counters["shared"] += 1
             return
         now = self._loop.time()
-        flight = self._flights[question.key] = Flight(question, waiter, self._ordered(now), now, now + BUDGET_S)
+        flight = self._flights[question.key] = Flight(
+            question, waiter, self._ordered(now), now, now + BUDGET_S, self._options
+        )
         self.counters["asked"] += 1
         self._ask_next(flight, now, len(flight.order))
         if self._sweeper is None:

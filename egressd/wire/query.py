@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from struct import Struct
 from typing import Final
 
@@ -33,7 +34,7 @@ from egressd.wire.tables import (
     UDP_SIZE,
 )
 
-__all__ = ["Question", "read_query", "upstream_query"]
+__all__ = ["Question", "loop_option", "opt_record", "read_query", "upstream_query"]
 
 _TYPE_CLASS: Final = Struct(">HH")
 _OPTION: Final = Struct(">HH")
@@ -133,12 +134,22 @@ def opt_record(rcode: int = 0, *, dnssec_ok: bool = False, options: bytes = b"")
     return b"\0" + RECORD_HEAD.pack(OPT, UDP_SIZE, rcode >> 4 << 24 | flags, len(options)) + options
 
 
-_OPT_PLAIN: Final = opt_record()
-_OPT_DO: Final = opt_record(dnssec_ok=True)
+_LOOP_OPTION: Final = 65_313
+"""An option code for local use (RFC 6891 section 9)."""
 
 
-def upstream_query(question: Question, ident: int, edns: bool = True) -> bytes:
-    """A fresh query for the same question: RD, CD and DO as asked, no option of the client's.
+def loop_option(token: bytes) -> bytes:
+    """The EDNS option that we put into our own queries: forwarders pass it on, so that one that comes back is known."""
+    return _OPTION.pack(_LOOP_OPTION, len(token)) + token
+
+
+@lru_cache(8)
+def _our_opt(dnssec_ok: bool, options: bytes) -> bytes:
+    return opt_record(dnssec_ok=dnssec_ok, options=options)
+
+
+def upstream_query(question: Question, ident: int, edns: bool = True, options: bytes = b"") -> bytes:
+    """A fresh query for the same question: RD, CD and DO as asked, our own `options` and none of the client's.
 
     AD is always set: it asks to be told whether the answer was validated (RFC 6840 section 5.7), which the client
     learns from the bit in the answer as it would have without egressd.
@@ -146,4 +157,4 @@ def upstream_query(question: Question, ident: int, edns: bool = True) -> bytes:
     flags = AD | (RD if question.recursion_desired else 0) | (CD if question.checking_disabled else 0)
     if not edns:
         return HEADER.pack(ident, flags, 1, 0, 0, 0) + question.raw
-    return HEADER.pack(ident, flags, 1, 0, 0, 1) + question.raw + (_OPT_DO if question.dnssec_ok else _OPT_PLAIN)
+    return HEADER.pack(ident, flags, 1, 0, 0, 1) + question.raw + _our_opt(question.dnssec_ok, options)

@@ -32,17 +32,18 @@ def reply(
     udp: bool,
     withheld: frozenset[bytes] = frozenset(),
     age: int = 0,
+    floor: int = 0,
 ) -> bytes:
     """The answer as this client gets it. `answer` was read for a question with the same key; never raises.
 
-    TTLs are lowered by `age` seconds, to 0 at least. OPT is left out for a client that sent none, where it is the
-    last record. `withheld` addresses are taken out of every section, and AD goes with them: these are no longer the
-    data that were validated. What does not fit becomes a truncated header, question and OPT (RFC 6891 section 7), so
-    that TCP follows.
+    TTLs are lowered by `age` seconds, to `floor` at least (for stale answers, RFC 8767 section 4). OPT is left out for
+    a client that sent none, where it is the last record. `withheld` addresses are taken out of every section, and AD
+    goes with them: these are no longer the data that were validated. What does not fit becomes a truncated header,
+    question and OPT (RFC 6891 section 7), so that TCP follows.
     """
     if answer.truncated:
         return _truncated(answer, question, ident)
-    data = answer.data if age <= 0 else _aged(answer, age)
+    data = answer.data if age <= 0 else _aged(answer, age, floor)
     raw = question.raw
     flags = _flags(answer, question)
     if withheld:
@@ -70,12 +71,12 @@ def _flags(answer: Answer, question: Question) -> int:
     return flags
 
 
-def _aged(answer: Answer, age: int) -> bytes:
-    """The message with every TTL lowered by `age` seconds."""
+def _aged(answer: Answer, age: int, floor: int) -> bytes:
+    """The message with every TTL lowered by `age` seconds, but not below `floor`."""
     data = bytearray(answer.data)
     for offset in answer.ttl_offsets:
         (ttl,) = _TTL.unpack_from(data, offset)
-        _TTL.pack_into(data, offset, ttl - age if age < ttl <= 0x7FFFFFFF else 0)
+        _TTL.pack_into(data, offset, max(ttl - age, floor) if age < ttl <= 0x7FFFFFFF else floor)
     return bytes(data)
 
 

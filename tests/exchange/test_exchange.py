@@ -38,12 +38,13 @@ from egressd.model import (
 )
 from egressd.names import parse_pattern
 from egressd.policy import ClusterFacts, Judge
-from egressd.settings import Budgets, Settings
+from egressd.settings import Budgets, Cache, Settings
 
 POD = bytes((10, 244, 1, 5))
 FREE = bytes((10, 244, 1, 6))
 STRANGER = bytes((10, 244, 1, 99))
 HTTPS = (PortSpan(6, 6, 443, 443),)
+API = "api.example.com"
 IPV4 = bytes((203, 0, 113, 7))
 METADATA = bytes((169, 254, 169, 254))
 PRIVATE = bytes((10, 1, 2, 3))
@@ -85,10 +86,12 @@ class Client:
 class Bench:
     """An exchange with a world of two pods, a scripted upstream and a kernel that may refuse."""
 
-    def __init__(self, *policies: Policy, **settings: Any) -> None:
+    def __init__(self, *policies: Policy, cache: int = 0, **settings: Any) -> None:
+        settings.setdefault("dns", Settings().dns)
+        settings["dns"] = replace(settings["dns"], cache=Cache(size=cache))
         self.now = 100.0
         self.records: list[DnsRecord] = []
-        self.asked: list[tuple[wire.Question, Query]] = []
+        self.asked: list[tuple[wire.Question, Any]] = []
         self.kernel: list[Element] = []
         self.withdrawn: list[Element] = []
         self.batches: list[int] = []
@@ -106,6 +109,7 @@ class Bench:
                 self.known,
                 lambda question, query: self.asked.append((question, query)),
                 self.program,
+                wire.loop_option(b"0123456789ab"),
                 self.withdrawn.extend,
                 self.records.append,
                 lambda: self.now,
@@ -124,18 +128,22 @@ class Bench:
         self.exchange.receive(dns.message.make_query(name, kind, id=4711, **edns).to_wire(), client)
         return client
 
-    def reply(self, *records: str, rcode: int = 0, index: int = 0) -> None:
-        self.exchange.deliver([self.made(*records, rcode=rcode, index=index)])
+    def reply(self, *records: str, rcode: int = 0, authority: str = "") -> None:
+        self.exchange.deliver([self.made(*records, rcode=rcode, authority=authority)])
 
-    def made(self, *records: str, rcode: int = 0, index: int = 0) -> tuple[Query, wire.Answer]:
+    def made(self, *records: str, rcode: int = 0, authority: str = "") -> tuple[Query, wire.Answer]:
         """An upstream's answer to a question in flight; each record: `NAME TTL TYPE RDATA`."""
-        question, query = self.asked.pop(index)
+        question, query = self.asked.pop(0)
         message = dns.message.make_response(dns.message.from_wire(wire.upstream_query(question, 7)))
         message.set_rcode(dns.rcode.Rcode.make(rcode))
-        for record in records:
-            name, ttl, kind, data = record.split(" ", 3)
-            message.answer.append(dns.rrset.from_text(name.removesuffix(".") + ".", int(ttl), "IN", kind, data))
+        message.answer += [rrset(record) for record in records]
+        message.authority += [rrset(record) for record in [authority] if record]
         return query, wire.read_answer(message.to_wire(), question)
+
+
+def rrset(record: str) -> dns.rrset.RRset:
+    name, ttl, kind, data = record.split(" ", 3)
+    return dns.rrset.from_text(name.removesuffix(".") + ".", int(ttl), "IN", kind, data)
 
 
 def ede(message: dns.message.Message) -> tuple[int, str]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from egressd.grants import Element
 from egressd.kernel import Change, Kernel, PodElement
@@ -60,7 +60,13 @@ def port(protocol: int, number: int) -> PortSpan:
 
 
 def grant(
-    subject: int, address: str, span: PortSpan | None = None, *, ms: int = 60_000, refresh: bool = False, comment: str = ""
+    subject: int,
+    address: str,
+    span: PortSpan | None = None,
+    *,
+    ms: int = 60_000,
+    refresh: bool = False,
+    comment: str = "",
 ) -> Element:
     """A grant of the kind that its span asks for."""
     kind = "any" if span is None else "port" if span == port(span.first_protocol, span.first_port) else "range"
@@ -92,7 +98,7 @@ class Space:
             set_namespace(before, NEW_NET)
         self._back: list[int] = []
 
-    def __enter__(self) -> Space:
+    def __enter__(self) -> Self:
         self._back.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
         set_namespace(self.descriptor, NEW_NET)
         return self
@@ -121,12 +127,21 @@ def _here() -> Iterator[int]:
 
 
 class KernelNode:
-    """The scene. `install` makes the kernel object; whatever a test opens in between is closed at the end."""
+    """The scene; whatever a test opens is closed with it. `bridged`: pods hang on a bridge, with br_netfilter."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, bridged: bool = False) -> None:
+        self.bridged = bridged
         self._stack = ExitStack()
         spaces = [self._stack.enter_context(closing(Space())) for _ in range(5)]
         self.space, self.web, self.job, self.stray, self.outside = spaces
+        if bridged:
+            self.space.ip(
+                "link add bridge type bridge",
+                "link set bridge up",
+                "address add 192.0.2.1/24 dev bridge",
+                "address add fe80::1/64 dev bridge nodad",
+                "route add 2001:db8:1::/64 dev bridge",
+            )
         for pod, name, v4, v6 in (
             (self.web, "pod-web", WEB4, WEB6),
             (self.job, "pod-job", JOB4, JOB6),
@@ -135,12 +150,12 @@ class KernelNode:
             self._wire(pod, name, v4, v6)
         self._wire_outside()
         self._stack.enter_context(self.space)
-        for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        calls = ("bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables") if bridged else ()
+        for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding", *calls):
             Path("/proc/sys/net", path).write_text("1")
         self.servers = {number: self._listen(number) for number in TCP_PORTS}
-        self.kernel: Kernel | None = None
 
-    def __enter__(self) -> KernelNode:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -154,16 +169,16 @@ class KernelNode:
 
     def _wire(self, pod: Space, name: str, v4: str, v6: str) -> None:
         self._join(pod, name)
-        self.space.ip(
-            f"link set {name} up",
+        point_to_point = (
             f"address add 192.0.2.1/32 dev {name}",
             f"route add {v4}/32 dev {name}",
             f"address add fe80::1/64 dev {name} nodad",
             f"route add {v6}/128 dev {name}",
         )
+        self.space.ip(f"link set {name} up", *([f"link set {name} master bridge"] if self.bridged else point_to_point))
         pod.ip(
             f"address add {v4}/24 dev eth0",
-            f"address add {v6}/128 dev eth0 nodad",
+            f"address add {v6}/{64 if self.bridged else 128} dev eth0 nodad",
             "link set eth0 up",
             "route add default via 192.0.2.1",
             "route add default via fe80::1 dev eth0",

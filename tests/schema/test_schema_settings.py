@@ -60,7 +60,7 @@ def test_the_shipped_settings_are_the_defaults() -> None:
 
 def test_the_sections_have_exactly_the_fields_of_the_settings() -> None:
     """A field added on one side is missed on the other."""
-    pairs = {
+    pairs: dict[type[options.Section], type] = {
         options.Options: s.Settings,
         options.SourcePart: s.Source,
         options.DnsPart: s.Dns,
@@ -88,7 +88,8 @@ pod_cidrs: [10.244.1.0/24, "fd00:10:244:1::/64"]
 cluster_domains: [cluster.local., Corp.Example]
 in_cluster: Enforce
 unknown_wait: 500ms
-dns: {foreign: Answer, servers: [10.96.0.10], exempt: {matchLabels: {dns: "yes"}}, cache: {bytes: 100MB, serve_stale: 0s}}
+dns:
+  {foreign: Answer, servers: [10.96.0.10], exempt: {matchLabels: {dns: "yes"}}, cache: {bytes: 100MB, serve_stale: 0s}}
 grants: {min: 1.5m, total: 7}
 firewall: {marks: {answer: 0x8}, reject: false}
 budgets: {tcp_idle: 1h}

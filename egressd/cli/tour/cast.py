@@ -29,16 +29,26 @@ class Role(NamedTuple):
     name: str
     labels: dict[str, str]
     owner: tuple[str, str]
+    workload: str
+    """What a person would call its owner, and the records do."""
     policies: str
     """What judges it, in a few words."""
 
 
 PODS: Final = (
-    Role("shop/web-0", {"app": "web", "pod-template-hash": "6d5f9"}, ("ReplicaSet", "web-6d5f9"), "shop/web"),
-    Role("shop/report-x7k2p", {"app": "report"}, ("Job", "report-29387520"), "shop/report"),
-    Role("payments/api-0", {"app": "api"}, ("StatefulSet", "api"), "payments/api"),
-    Role("dev/trial-0", {"app": "trial"}, ("StatefulSet", "trial"), "dev/trial, on trial (mode: Audit)"),
-    Role("legacy/batch-0", {"app": "batch"}, ("StatefulSet", "batch"), "none: untouched"),
+    Role(
+        "shop/web-0",
+        {"app": "web", "pod-template-hash": "6d5f9"},
+        ("ReplicaSet", "web-6d5f9"),
+        "Deployment/web",
+        "shop/web, guardrail",
+    ),
+    Role(
+        "shop/report-x7k2p", {"app": "report"}, ("Job", "report-29387520"), "CronJob/report", "shop/report, guardrail"
+    ),
+    Role("payments/api-0", {"app": "api"}, ("StatefulSet", "api"), "StatefulSet/api", "payments/api, guardrail"),
+    Role("dev/trial-0", {"app": "trial"}, ("StatefulSet", "trial"), "StatefulSet/trial", "dev/trial (mode: Audit)"),
+    Role("legacy/batch-0", {"app": "batch"}, ("StatefulSet", "batch"), "StatefulSet/batch", "none"),
 )
 
 WEB: Final = """\
@@ -97,7 +107,7 @@ POLICIES: Final = {
 def write_names(zone: Zone) -> None:
     """What the small internet's DNS says."""
     zone.add("api.example.com", "A", "203.0.113.10")
-    zone.add("www.example.com", "CNAME", "www.example.com.cdn.example")
+    zone.add("www.example.com", "CNAME", "www.cdn.example")
     zone.add("*.cdn.example", "CNAME", "edge-7.pop.example")
     zone.add("edge-7.pop.example", "A", "203.0.113.77")
     zone.add("live.example.com", "A", "203.0.113.20")

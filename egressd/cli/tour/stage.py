@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,11 +14,11 @@ __all__ = ["Stage"]
 
 
 class Stage:
-    """Built when entered, gone when left; also gone when the process is (egressd.lab)."""
+    """Built when entered, gone when left; also gone when the process is (egressd.lab). `daemon` is to be started."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="egressd-demo-", dir="/run"))  # a tmpfs of our own world
-        self.folder.chmod(0o755)
+        self.folder = Path("/run/demo")  # /run is a tmpfs of our own world
+        self.folder.mkdir()
         self.node = Node("p2p")
         self.daemon = Daemon(self.node, self.folder)
 
@@ -30,7 +28,6 @@ class Stage:
         for role in PODS:
             self.node.add_pod(role.name, labels=role.labels, service_account=role.labels["app"])
         self._write_objects()
-        self.daemon.start()
         return self
 
     def __exit__(
@@ -38,7 +35,6 @@ class Stage:
     ) -> None:
         self.daemon.__exit__(kind, error, trace)
         self.node.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def pod(self, name: str) -> Pod:
         return self.node.pods[name]

@@ -1,0 +1,245 @@
+"""One connection to an API server: raw JSON over the session of the `kubernetes` client, and one error for all that fails.
+
+Where the server is and who we are comes from `kubernetes.aio` (in-cluster, or a kubeconfig). Bodies are handed on as
+bytes: nothing here is decoded into that package's models (kubernetes.md, Decisions). Whatever goes wrong, on the wire
+or by the server's own word, is one `ApiError`; anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from aiohttp import ClientError, ClientResponse, ClientTimeout
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import ConfigException, incluster_config, load_incluster_config, load_kube_config
+
+from egressd.errors import EgressError, EnvironmentProblem
+from egressd.settings import Source
+
+__all__ = ["Api", "ApiError", "Parameters"]
+
+Parameters = Mapping[str, str]
+
+CONNECT_S: Final = 5.0
+"""Seconds until a connection must stand."""
+ANSWER_S: Final = 60.0
+"""Seconds for one answer as a whole: a page of 500 objects of 1 MiB is the largest."""
+SILENCE_S: Final = 90.0
+"""Seconds a watch may be silent: bookmarks come each 60 s, and a half-open connection says nothing at all."""
+MAX_LINE: Final = 16 * 1024 * 1024
+"""Octets of one line of a watch: a ConfigMap holds 1 MiB, and JSON may write each octet as six."""
+MAX_BODY: Final = 512 * 1024 * 1024
+"""Octets of one answer: 500 ConfigMaps of 1 MiB, the fullest page there can be."""
+USER_AGENT: Final = "egressd"
+
+
+class ApiError(EgressError):
+    """The API server did not do what it was asked. `status` is HTTP's, 0 where the connection failed.
+
+    `retry_after` is what the server asked for, in seconds, or None.
+    """
+
+    def __init__(self, message: str, status: int = 0, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class _Status(msgspec.Struct):
+    message: str | None = ""
+    reason: str | None = ""
+
+
+class _Login:
+    """One ApiClient and how many answers are being read from it; a retired one is closed behind the last."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.users = 0
+        self.retired = False
+
+    async def leave(self) -> None:
+        self.users -= 1
+        await self.retire(self.retired)
+
+    async def retire(self, retired: bool = True) -> None:
+        self.retired = retired
+        if self.retired and not self.users:
+            await self.client.close()
+
+
+class Api:
+    """An API server as the settings name it. One event loop at a time; `close` it there."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._login: _Login | None = None
+        self._opening = asyncio.Lock()
+
+    async def check(self) -> None:
+        """Raise `EnvironmentProblem` when the settings lead to no API server at all; asks it nothing."""
+        try:
+            await self._configuration()
+        except ApiError as error:
+            remedy = "run it in a pod with a service account, or set source.kubeconfig"
+            raise EnvironmentProblem(error.message, remedy) from None
+
+    async def get(self, path: str, parameters: Parameters | None = None) -> bytes:
+        """The body of an answer to GET. Raises `ApiError`."""
+        timeout = ClientTimeout(total=ANSWER_S, sock_connect=CONNECT_S)
+        async with self._answer("GET", path, parameters or {}, timeout) as response:
+            body: bytes = await response.read()
+            return body
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> None:
+        """POST an object; the answer's body is dropped. Raises `ApiError`."""
+        timeout = ClientTimeout(total=ANSWER_S, sock_connect=CONNECT_S)
+        async with self._answer("POST", path, {}, timeout, body) as response:
+            await response.read()
+
+    @asynccontextmanager
+    async def watch(self, path: str, parameters: Parameters) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """The lines of a watch, as they come, until the server ends it. Raises `ApiError`."""
+        timeout = ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
+        async with self._answer("GET", path, parameters, timeout) as response:
+            yield _lines(response)
+
+    async def close(self) -> None:
+        """Close every connection; a later request opens new ones."""
+        login, self._login = self._login, None
+        if login is not None:
+            await login.retire()
+
+    # ------------------------------------------------------------------------------------------- requests
+
+    @asynccontextmanager
+    async def _answer(
+        self, method: str, path: str, query: Parameters, timeout: ClientTimeout, body: Mapping[str, Any] | None = None
+    ) -> AsyncGenerator[ClientResponse]:
+        """An answer whose status is a good one, its body yet to be read; every failure inside is an `ApiError`."""
+        login = await self._logged_in()
+        login.users += 1
+        response: ClientResponse | None = None
+        try:
+            response = await self._request(login.client, method, path, query, timeout, body)
+            if not 200 <= response.status < 300:
+                raise await _refusal(response)
+            yield response
+        except ApiError as error:
+            if error.status == 401:
+                await self._renew(login)
+            raise
+        except ssl.SSLError as error:
+            await self._renew(login)  # the cluster's CA may have been changed beside us
+            raise ApiError(f"TLS with the API server failed: {error}") from error
+        except (ClientError, TimeoutError, OSError, EOFError) as error:
+            if isinstance(error.__cause__, ssl.SSLError):
+                await self._renew(login)
+            raise ApiError(_said(error)) from error
+        finally:
+            if response is not None:
+                response.close()
+            await login.leave()
+
+    @staticmethod
+    async def _request(
+        client: Any, method: str, path: str, query: Parameters, timeout: ClientTimeout, body: Mapping[str, Any] | None
+    ) -> ClientResponse:
+        method, url, headers, data, _ = await client.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params={"Accept": "application/json"},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        answer = await client.rest_client.request(method, url, headers=headers, body=data, _request_timeout=timeout)
+        response: ClientResponse = answer.response
+        return response
+
+    # ---------------------------------------------------------------------------------------------- login
+
+    async def _logged_in(self) -> _Login:
+        async with self._opening:
+            if self._login is None:
+                configuration = await self._configuration()
+                try:
+                    client = ApiClient(configuration)
+                except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+                    raise ApiError(f"the API server's certificates cannot be used: {error}") from error
+                client.user_agent = USER_AGENT
+                self._login = _Login(client)
+            return self._login
+
+    async def _renew(self, failed: _Login) -> None:
+        """Have the next request read token and certificates again; what is being read from the old ones goes on."""
+        if self._login is failed:
+            self._login = None
+            await failed.retire()
+
+    async def _configuration(self) -> Any:
+        configuration = Configuration()
+        try:
+            if self._source.kubeconfig:
+                if not Path(self._source.kubeconfig).is_file():
+                    raise ApiError(f"source.kubeconfig: {self._source.kubeconfig} is not a file that can be read")
+                await load_kube_config(
+                    self._source.kubeconfig, self._source.context or None, configuration, persist_config=False
+                )
+            else:
+                load_incluster_config(configuration)
+        except ConfigException as error:
+            raise ApiError(f"there is no way to the API server: {str(error).rstrip('.')}") from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            # a kubeconfig that is not shaped like one ends in any of these inside the package
+            raise ApiError(f"{self._source.kubeconfig or 'the service account'} cannot be used: {error}") from error
+        return configuration
+
+
+def service_account() -> tuple[str, str]:
+    """Files of the service account inside a pod: token and CA certificates."""
+    return incluster_config.SERVICE_TOKEN_FILENAME, incluster_config.SERVICE_CERT_FILENAME
+
+
+async def _refusal(response: ClientResponse) -> ApiError:
+    """What a Status body says (kubernetes.md: 401 and 403 are plain Status JSON, also for a watch)."""
+    status = _Status()
+    with suppress(msgspec.MsgspecError):
+        status = msgspec.json.decode(await response.read(), type=_Status)
+    text = " ".join((status.message or response.reason or "no reason given").split())[:300]
+    return ApiError(f"HTTP {response.status}: {text}", response.status, _retry_after(response))
+
+
+def _retry_after(response: ClientResponse) -> float | None:
+    """Seconds (RFC 9110 section 10.2.3; the API server never writes a date)."""
+    text = response.headers.get("Retry-After", "")
+    return float(text) if text.isdecimal() and len(text) < 6 else None
+
+
+async def _lines(response: ClientResponse) -> AsyncIterator[bytes]:
+    """Cut what comes into lines. A line cut short by the end is an error: the connection was lost."""
+    pending = bytearray()
+    async for chunk in response.content.iter_any():
+        start = 0
+        while (end := chunk.find(b"\n", start)) >= 0:
+            yield bytes(pending + chunk[start:end])
+            pending.clear()
+            start = end + 1
+        pending += chunk[start:]
+        if len(pending) > MAX_LINE:
+            raise ApiError(f"the API server sent a line of more than {MAX_LINE} octets")
+    if pending.strip():
+        raise ApiError("the API server's answer ended in the middle of a line")
+
+
+def _said(error: BaseException) -> str:
+    """An error of the network in one short line that is the same for the same cause."""
+    if isinstance(error, TimeoutError):
+        return "the API server does not answer"
+    return f"the connection to the API server failed: {str(error) or type(error).__name__}"

@@ -1,0 +1,102 @@
+"""Answers that need not be asked for: kept per question, not per pod, and behind every verdict (dns.md, Cache).
+
+What is kept is the upstream's answer as it was read; each pod that gets it is judged, granted and recorded afresh.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from egressd.cache import Entry, TtlCache
+from egressd.wire import Answer
+
+if TYPE_CHECKING:
+    from egressd.settings import Cache
+    from egressd.wire import Question
+
+__all__ = ["Kept", "Refresh", "Store", "failed"]
+
+MAX_TTL_S: Final = 86_400
+"""Longest an answer is kept, whatever its TTL says (RFC 8767 section 4 asks for a bound of this order)."""
+MAX_NEGATIVE_TTL_S: Final = 3_600
+"""Longest that a name is remembered not to exist (RFC 2308 section 5: one to three hours)."""
+
+NOERROR: Final = 0
+SERVFAIL: Final = 2
+NXDOMAIN: Final = 3
+REFUSED: Final = 5
+
+
+class Refresh(NamedTuple):
+    """A question that is asked for the cache alone, so that a popular name is there when its TTL ends."""
+
+    question: Question
+
+
+class Kept(NamedTuple):
+    """An answer from the cache: how old it is, and whether it is past its TTL."""
+
+    answer: Answer
+    age: int
+    stale: bool
+    cached: bool = True
+
+
+class Store:
+    """The cache as the exchange uses it."""
+
+    def __init__(self, settings: Cache, counters: Counter[str]) -> None:
+        self._cache: TtlCache[bytes, Answer] = TtlCache(settings.size, settings.bytes, settings.serve_stale)
+        self._counters = counters
+        self._on = settings.size > 0
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    @property
+    def octets(self) -> int:
+        return self._cache.octets
+
+    def find(self, question: Question, now: float) -> tuple[Kept | None, bool]:
+        """A fresh answer, if there is one, and whether it should be asked for anew meanwhile."""
+        if not self._on:
+            return None, False
+        entry = self._cache.get(question.key, now)
+        if entry is None:
+            self._counters["cache_misses"] += 1
+            return None, False
+        self._counters["cache_hits"] += 1
+        return Kept(entry.value, entry.age(now), False), entry.worth_refreshing(now)
+
+    def stale(self, question: Question, now: float) -> Kept | None:
+        """What may be served although nobody answers (RFC 8767)."""
+        entry: Entry[Answer] | None = self._cache.stale(question.key, now)
+        if entry is None:
+            return None
+        fresh = entry.expires > now
+        return Kept(entry.value, entry.age(now), not fresh)
+
+    def keep(self, question: Question, answer: Answer | Any, now: float) -> None:
+        """Keep what upstream said, for as long as it says."""
+        if self._on and isinstance(answer, Answer):
+            self._cache.put(question.key, answer, len(answer.data), _lifetime(answer), now)
+
+    def expire(self, now: float) -> None:
+        """Drop what is too old for anything. Call it about once a second."""
+        self._cache.expire(now)
+
+
+def failed(answer: Answer | Any) -> bool:
+    """Whether this is no answer, so that a stale one is better (RFC 8767 section 4)."""
+    return not isinstance(answer, Answer) or answer.rcode in (SERVFAIL, REFUSED)
+
+
+def _lifetime(answer: Answer) -> int:
+    """Seconds an answer may be kept; 0 for what says nothing lasting (errors, truncated or without TTL)."""
+    if answer.truncated or answer.rcode not in (NOERROR, NXDOMAIN):
+        return 0
+    if answer.rcode == NXDOMAIN or answer.negative_ttl >= 0:
+        negative = min(answer.negative_ttl, MAX_NEGATIVE_TTL_S)
+        return negative if answer.ttl < 0 else min(negative, answer.ttl)
+    return min(answer.ttl, MAX_TTL_S)

@@ -1,0 +1,1 @@
+"""The whole path on the real kernel: real pods, the real daemon, real clients; what the issue calls "it works"."""
