@@ -18,6 +18,7 @@ from egressd.settings import Settings
 __all__ = [
     "MAX_FRAME",
     "Answer",
+    "Applied",
     "Ask",
     "Down",
     "Frames",
@@ -26,9 +27,12 @@ __all__ = [
     "Ready",
     "Refused",
     "Reload",
+    "Stats",
     "Synced",
+    "Tally",
     "Up",
     "Update",
+    "UpstreamHealth",
     "encode",
 ]
 
@@ -94,8 +98,52 @@ class Reload(msgspec.Struct, frozen=True, tag=True):
     """SIGHUP came: read the settings again (a new `Ready` follows) and reopen the audit file."""
 
 
+class Applied(msgspec.Struct, frozen=True, tag=True):
+    """So many updates of those said since `Ready` are in force in the kernel, from the first one on."""
+
+    updates: int
+
+
+class UpstreamHealth(msgspec.Struct, frozen=True):
+    """How one resolver fares: `failures` in a row since its last answer."""
+
+    upstream: str
+    healthy: bool
+    failures: int
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """How often something ended this way: `verdict` and `reason` are those of the audit records."""
+
+    verdict: str
+    reason: str
+    count: int
+
+
+class Stats(msgspec.Struct, frozen=True, tag=True):
+    """About once a second: what the data path has counted since it started. Nothing is ever asked for a scrape."""
+
+    serving: bool
+    """Whether queries are answered: the world was said, table, routes and sockets are there."""
+    refused: str
+    """What the kernel refused, if its table is not what it should be; else empty. It is written anew each second."""
+    started: float
+    """When the data path started, seconds since the epoch."""
+    queries: tuple[Tally, ...] = ()
+    flows: tuple[Tally, ...] = ()
+    """Events that the kernel reported, not packets."""
+    latency_us: tuple[int, ...] = ()
+    """Queries by time to answer: how many fell under each of `latency_bounds_us` but not the one before, and the rest."""
+    latency_bounds_us: tuple[int, ...] = ()
+    latency_sum_us: int = 0
+    counters: dict[str, int] = {}
+    """By `PART.NAME`, as in `upstream.timeouts`."""
+    gauges: dict[str, float] = {}
+    upstreams: tuple[UpstreamHealth, ...] = ()
+
+
 Down = Ready | Refused | Update | Synced | Ask
-Up = Lines | Answer | Reload
+Up = Lines | Answer | Reload | Applied | Stats
 
 _encoder: Final = msgspec.msgpack.Encoder()
 

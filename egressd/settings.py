@@ -17,6 +17,7 @@ __all__ = [
     "Budgets",
     "Cache",
     "Dns",
+    "Events",
     "Exempt",
     "Firewall",
     "Grants",
@@ -69,7 +70,7 @@ class Cache:
 @dataclass(frozen=True, slots=True)
 class Dns:
     upstreams: tuple[Upstream, ...] = ()
-    """Empty: the node's resolv.conf, filled in by `schema.settings`, so that the data path always has a list."""
+    """Empty: the node's resolv.conf, filled in by `schema.settings`; in Kubernetes the cluster DNS, by `cluster`."""
     servers: tuple[bytes, ...] = ()
     """Addresses pods may ask. Empty: the upstreams' addresses."""
     foreign: str = "Deny"
@@ -132,6 +133,14 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
+class Events:
+    """Kubernetes Events beside those on refused ConfigMaps."""
+
+    denials: bool = False
+    """One per pod and minute at most, on the pod that was denied something."""
+
+
+@dataclass(frozen=True, slots=True)
 class Admin:
     socket: str = "/run/egressd/admin.sock"
     listen: str = "127.0.0.1:9477"
@@ -156,4 +165,5 @@ class Settings:
     budgets: Budgets = Budgets()
     audit: Audit = Audit()
     history: History = History()
+    events: Events = Events()
     admin: Admin = field(default_factory=Admin)

@@ -7,6 +7,7 @@ no step blocks: a transaction with the kernel completes inside the system call.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -64,6 +65,7 @@ class Daemon:
         self.child = Child(arguments, self.queue, self._heard, self._child_lost)
         self.serving = False
         self._mentioned: tuple[set[str], set[bytes]] = (set(), set())
+        self._heard_updates = 0
         self._dirty = False
         self._stop = asyncio.Event()
 
@@ -105,7 +107,7 @@ class Daemon:
                 ledger=self.ledger,
                 known=self.known,
                 ask=self.upstreams.ask,
-                program=self.kernel.program,
+                program=self._program,
                 loop_option=loop_option,
                 withdraw=self._withdraw,
                 record=self._record_dns,
@@ -134,17 +136,26 @@ class Daemon:
             self._mentioned[0].update(policy.name for policy in message.policies)
             self._mentioned[1].update(entry.address for entry in message.pods)
             self._update(message)
+            self._heard_updates += 1
+            self._confirm()
         elif isinstance(message, link.Synced):
             gone_policies, gone_pods = self.roster.stale(*self._mentioned)
             if gone_policies or gone_pods:
                 self._update(link.Update(gone_policies=gone_policies, gone_pods=gone_pods))
             self._serve()
+            self._confirm()
             self.child.settled()
         elif isinstance(message, link.Ready):
             self._mentioned = (set(), set())
+            self._heard_updates = 0
             self._resettle(message.settings)
         elif isinstance(message, link.Refused):
             log.error("the control side refuses the settings; the last good ones stay in force")
+
+    def _confirm(self) -> None:
+        """Tell the control side that all it said so far is in the kernel, if it is."""
+        if self.serving and not self._dirty:
+            self.child.send(link.Applied(self._heard_updates))
 
     def _child_lost(self) -> None:
         self._mentioned = (set(), set())
@@ -210,6 +221,14 @@ class Daemon:
         self.kernel.apply(Change(revoked=sorted(pairs)))
         self.conntrack.delete(unsanctioned)
 
+    def _program(self, elements: Sequence[Element]) -> None:
+        try:
+            self.kernel.program(elements)
+        except KernelError as error:
+            if error.errno == errno.ENOENT:  # somebody else took a set, or the table: the next beat writes it anew
+                self._dirty = True
+            raise
+
     def _withdraw(self, elements: Sequence[Element]) -> None:
         try:
             self.kernel.apply(Change(gone_grants=list(elements)))
@@ -223,6 +242,7 @@ class Daemon:
             if self._dirty:
                 self.kernel.install(self.roster.whole(time.monotonic()))
                 self._dirty = False
+                self._confirm()
             self.kernel.heartbeat()
         except KernelError as error:
             log.error("heartbeat: %s; the table is written anew", error)

@@ -1,4 +1,4 @@
-"""One connection to an API server: raw JSON over the session of the `kubernetes` client, and one error for all that fails.
+"""One connection to an API server: raw JSON over the session of the `kubernetes` client, one error for all that fails.
 
 Where the server is and who we are comes from `kubernetes.aio` (in-cluster, or a kubeconfig). Bodies are handed on as
 bytes: nothing here is decoded into that package's models (kubernetes.md, Decisions). Whatever goes wrong, on the wire
@@ -8,16 +8,16 @@ or by the server's own word, is one `ApiError`; anything else that escapes is a 
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from aiohttp import ClientError, ClientResponse, ClientTimeout
 from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.config import ConfigException, incluster_config, load_incluster_config, load_kube_config
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from egressd.errors import EgressError, EnvironmentProblem
 from egressd.settings import Source
@@ -120,14 +120,14 @@ class Api:
 
     @asynccontextmanager
     async def _answer(
-        self, method: str, path: str, query: Parameters, timeout: ClientTimeout, body: Mapping[str, Any] | None = None
+        self, method: str, path: str, query: Parameters, patience: ClientTimeout, body: Mapping[str, Any] | None = None
     ) -> AsyncGenerator[ClientResponse]:
         """An answer whose status is a good one, its body yet to be read; every failure inside is an `ApiError`."""
         login = await self._logged_in()
         login.users += 1
         response: ClientResponse | None = None
         try:
-            response = await self._request(login.client, method, path, query, timeout, body)
+            response = await self._request(login.client, method, path, query, patience, body)
             if not 200 <= response.status < 300:
                 raise await _refusal(response)
             yield response
@@ -149,7 +149,7 @@ class Api:
 
     @staticmethod
     async def _request(
-        client: Any, method: str, path: str, query: Parameters, timeout: ClientTimeout, body: Mapping[str, Any] | None
+        client: Any, method: str, path: str, query: Parameters, patience: ClientTimeout, body: Mapping[str, Any] | None
     ) -> ClientResponse:
         method, url, headers, data, _ = await client.param_serialize(
             method,
@@ -159,7 +159,7 @@ class Api:
             body=body,
             auth_settings=["BearerToken"],
         )
-        answer = await client.rest_client.request(method, url, headers=headers, body=data, _request_timeout=timeout)
+        answer = await client.rest_client.request(method, url, headers=headers, body=data, _request_timeout=patience)
         response: ClientResponse = answer.response
         return response
 
@@ -187,7 +187,7 @@ class Api:
         configuration = Configuration()
         try:
             if self._source.kubeconfig:
-                if not Path(self._source.kubeconfig).is_file():
+                if not os.access(self._source.kubeconfig, os.R_OK):
                     raise ApiError(f"source.kubeconfig: {self._source.kubeconfig} is not a file that can be read")
                 await load_kube_config(
                     self._source.kubeconfig, self._source.context or None, configuration, persist_config=False
@@ -200,11 +200,6 @@ class Api:
             # a kubeconfig that is not shaped like one ends in any of these inside the package
             raise ApiError(f"{self._source.kubeconfig or 'the service account'} cannot be used: {error}") from error
         return configuration
-
-
-def service_account() -> tuple[str, str]:
-    """Files of the service account inside a pod: token and CA certificates."""
-    return incluster_config.SERVICE_TOKEN_FILENAME, incluster_config.SERVICE_CERT_FILENAME
 
 
 async def _refusal(response: ClientResponse) -> ApiError:

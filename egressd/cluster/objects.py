@@ -16,7 +16,6 @@ from egressd.model import PodIdentity
 from egressd.schema import (
     POLICY_LABEL,
     ConfigMapObject,
-    Manifest,
     NamespaceObject,
     PodObject,
     read_address,
@@ -27,7 +26,9 @@ __all__ = [
     "CONFIGMAPS",
     "NAMESPACES",
     "PODS",
+    "SERVICES",
     "SLICES",
+    "ConfigMap",
     "Event",
     "Key",
     "Kind",
@@ -145,6 +146,9 @@ class Service(Thing):
         serves = any(port.port == 53 for port in self.spec.ports or [])
         return packed(self.spec.ips or []) if serves else ()
 
+    def manifest(self) -> frozenset[bytes]:
+        return frozenset(self.dns_addresses)
+
 
 class _Endpoint(msgspec.Struct):
     addresses: list[str] | None = None
@@ -241,6 +245,5 @@ def packed(texts: Iterable[str]) -> tuple[bytes, ...]:
 PODS: Final = _kind("pods", "/api/v1/pods", Pod)
 NAMESPACES: Final = _kind("namespaces", "/api/v1/namespaces", Namespace)
 CONFIGMAPS: Final = _kind("configmaps", "/api/v1/configmaps", ConfigMap, labelSelector=f"{POLICY_LABEL}=true")
+SERVICES: Final = _kind("services", "/api/v1/services", Service)
 SLICES: Final = _kind("endpointslices", "/apis/discovery.k8s.io/v1/endpointslices", EndpointSlice)
-
-_ManifestOrAddresses = Manifest | frozenset[bytes]

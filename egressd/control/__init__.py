@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from egressd.control import privileges
-from egressd.control.service import Service, open_source, serve
+from egressd.control.service import Service, serve
+from egressd.control.sources import open_source
 from egressd.errors import EnvironmentProblem
 from egressd.link import Refused, encode
 from egressd.schema import SettingsError, load_settings

@@ -14,19 +14,22 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import Final
 
+from egressd.control.conditions import Condition, Conditions
+from egressd.control.denials import Denials
 from egressd.control.privileges import LAST_WORDS_S
 from egressd.control.records import Records
-from egressd.control.world import Step, World, frames
-from egressd.directory import Folder, Reading
-from egressd.errors import EgressError, EnvironmentProblem, LinkError
-from egressd.link import Frames, Lines, Ready, Reload, Synced, Up, encode
+from egressd.control.sources import Said, Source, open_source
+from egressd.control.world import News, Step, World, frames
+from egressd.errors import EgressError, LinkError
+from egressd.link import Applied, Frames, Lines, Ready, Reload, Synced, Up, encode
 from egressd.model import PolicyRecord
 from egressd.schema import Problem, has_errors
 from egressd.settings import Settings
 
-__all__ = ["Service", "open_source", "serve"]
+__all__ = ["Service", "State", "serve"]
 
 READ_SIZE: Final = 256 * 1024
 """Octets taken from the link at a time: some 400 audit records."""
@@ -34,15 +37,18 @@ MAX_ERROR: Final = 2000
 """Characters of `error` in a policy record; all problems are on standard error anyway."""
 
 
-def open_source(settings: Settings) -> Folder:
-    """The source of objects that the settings name. Raises `EnvironmentProblem` when it cannot be read."""
-    if settings.source.kind != "directory":
-        raise EnvironmentProblem(
-            f"source.kind {settings.source.kind} is not in this release", "set source.kind: directory"
-        )
-    folder = Folder(settings.source.path)
-    folder.check()
-    return folder
+@dataclass(frozen=True, slots=True)
+class State:
+    """How the control side fares, for status and readiness."""
+
+    synced: bool
+    """Whether the whole world was told to the data path at least once."""
+    ailments: tuple[str, ...]
+    """Why we may be behind the source; empty while all is well."""
+    facts: tuple[str, ...]
+    """What the cluster said of itself, one sentence each."""
+    conditions: dict[str, tuple[Condition, ...]]
+    """`Accepted` and `Programmed` of each policy."""
 
 
 def serve(service: Service, link: socket.socket) -> int:
@@ -63,12 +69,24 @@ def serve(service: Service, link: socket.socket) -> int:
 class Service:
     """The control side of one daemon. `read` reads the settings again; it raises `EgressError`."""
 
-    def __init__(self, settings: Settings, folder: Folder, read: Callable[[], Settings]) -> None:
+    def __init__(self, settings: Settings, source: Source, read: Callable[[], Settings]) -> None:
+        self._stated = settings
         self._settings = settings
-        self._folder = folder
+        """As stated, and completed by the source."""
+        self._source = source
         self._read = read
         self._world = World(settings)
+        self._conditions = Conditions()
+        self._denials = Denials()
+        self._updates = 0
+        """Updates said since `Ready`."""
+        self._synced = False
         self._reload = False
+
+    @property
+    def state(self) -> State:
+        """How it fares now; call it from the event loop."""
+        return State(self._synced, self._source.ailments, self._source.facts, self._conditions.all())
 
     async def run(self, link: socket.socket) -> None:
         """Tell and listen until the other end hangs up, then write what is still to be written."""
@@ -87,6 +105,7 @@ class Service:
             for task in (listening, telling):
                 task.cancel()
             await asyncio.gather(listening, telling, return_exceptions=True)
+            await self._source.close()
             await self._records.close()
             await writing
 
@@ -100,67 +119,103 @@ class Service:
                 match message:
                     case Lines():
                         await self._records.put(message)
+                        self._mention(message.data)
+                    case Applied():
+                        self._conditions.programmed(message.updates, time.time())
                     case Reload():
                         self._reload = True
-                        self._folder.poke()
+                        self._source.poke()
+
+    def _mention(self, lines: bytes) -> None:
+        if self._settings.events.denials:
+            for denial in self._denials.see(lines, time.monotonic()):
+                self._source.denied(*denial)
 
     # --------------------------------------------------------------------------------------------------- telling
 
     async def _tell(self, link: socket.socket) -> None:
         with suppress(ConnectionError):  # nobody listens any more; what was sent to us is still to be read
             while True:
-                await self._tell_world(link)
+                settings = await self._source.prepare(self._stated)
+                if settings is not None:
+                    await asyncio.to_thread(self._settle, settings)
+                    await self._tell_world(link)
                 self._reload = False
-                await asyncio.to_thread(self._reread)
+                await self._reread()
                 await self._records.reopen(self._settings)
 
     async def _tell_world(self, link: socket.socket) -> None:
         """Say everything, then every change, until the settings are to be read again."""
         await _send(link, [encode(Ready(self._settings))])
-        synced = False
-        async with aclosing(self._folder.changes()) as changes:
-            async for readings in changes:
-                step = await asyncio.to_thread(self._digest, readings)
-                if not synced:
-                    await _send(link, frames(self._world.everything()))
-                    await _send(link, [encode(Synced())])
-                    synced = True
-                elif step.update is not None:
-                    await _send(link, frames(step.update))
-                self._report(readings, step)
+        told = False
+        async with aclosing(self._source.changes()) as changes:
+            async for said in changes:
+                step = await asyncio.to_thread(self._world.replace, said.objects, said.servers)
+                await (self._tell_change(link, step) if told else self._tell_everything(link, step))
+                told = True
+                self._report(said, step)
                 if self._reload:
                     return
 
-    def _digest(self, readings: list[Reading]) -> Step:
-        return self._world.replace({r.file: r.objects for r in readings if r.objects is not None})
+    async def _tell_everything(self, link: socket.socket, step: Step) -> None:
+        self._conditions.take(step, 0, time.time())
+        self._updates = await _send(link, frames(self._world.everything()))
+        self._conditions.begin(list(self._world.policies), self._updates, time.time())
+        await _send(link, [encode(Synced())])
+        self._synced = True
 
-    def _reread(self) -> None:
+    async def _tell_change(self, link: socket.socket, step: Step) -> None:
+        number = self._updates + (await _send(link, frames(step.update)) if step.update is not None else 0)
+        self._updates = number
+        self._conditions.take(step, number, time.time())
+
+    def _settle(self, settings: Settings) -> None:
+        """Take settings that the source completed, and build the world anew where it depends on what changed."""
+        old, self._settings = self._settings, settings
+        if _scope(settings) != _scope(old):
+            same_home = settings.policy_namespace == old.policy_namespace
+            world = World(settings, self._world.policies if same_home else None)
+            world.replace(self._world.sources, self._world.servers)
+            self._world = world
+
+    async def _reread(self) -> None:
         """Take new settings; where they cannot be used, say so and go on with the old ones."""
         try:
-            settings = self._read()
-            folder = self._folder if settings.source == self._settings.source else open_source(settings)
+            settings = await asyncio.to_thread(self._read)
+            if settings.source != self._stated.source:
+                source = await asyncio.to_thread(open_source, settings)
+                await self._source.close()
+                same_home = settings.policy_namespace == self._stated.policy_namespace
+                self._source = source
+                self._world = World(self._settings, self._world.policies if same_home else None)
         except EgressError as error:
             _say([str(error), "egressd: the settings stay as they were"])
             return
-        if folder is not self._folder or _scope(settings) != _scope(self._settings):
-            same_home = settings.policy_namespace == self._settings.policy_namespace
-            world = World(settings, self._world.policies if same_home else None)
-            world.replace(self._world.sources if folder is self._folder else {})
-            self._folder, self._world = folder, world
-        self._settings = settings
+        self._stated = settings
 
-    def _report(self, readings: list[Reading], step: Step) -> None:
-        """Say what is wrong on standard error, and what became of policies in the audit trail."""
+    def _report(self, said: Said, step: Step) -> None:
+        """Say what is wrong on standard error, and what became of policies in the audit trail and to their owners."""
         now = time.time()
-        _say(problem for reading in readings for problem in reading.problems)
+        _say(problem for problems in said.complaints for problem in problems)
         _say(step.problems)
         refused = [
-            PolicyRecord(now, "", "refused", _error(reading.problems))
-            for reading in readings
-            if has_errors(reading.problems)
+            PolicyRecord(now, "", "refused", _error(problems)) for problems in said.complaints if has_errors(problems)
         ]
         news = [PolicyRecord(now, news.policy, news.change, _error(news.problems)) for news in step.news]
         self._records.tell([*refused, *news])
+        for (namespace, configmap), problems in _refusals(step.news).items():
+            self._source.refused(namespace, configmap, _error(problems))
+
+
+def _refusals(news: Iterable[News]) -> dict[tuple[str, str], list[Problem]]:
+    """What is wrong with each ConfigMap of which a policy was refused (policy.md, Where policies live: its name)."""
+    found: dict[tuple[str, str], list[Problem]] = {}
+    for each in news:
+        if each.change == "refused":
+            namespace, configmap, *_ = each.policy.split("/")
+            known = found.setdefault((namespace, configmap), [])
+            known += [problem for problem in each.problems if problem not in known]
+    return found
 
 
 def _scope(settings: Settings) -> object:
@@ -168,10 +223,13 @@ def _scope(settings: Settings) -> object:
     return settings.node, settings.policy_namespace, settings.dns
 
 
-async def _send(link: socket.socket, messages: Iterable[bytes]) -> None:
-    loop = asyncio.get_running_loop()
+async def _send(link: socket.socket, messages: Iterable[bytes]) -> int:
+    """Say messages, as fast as they are taken; returns how many they were."""
+    loop, count = asyncio.get_running_loop(), 0
     for message in messages:
         await loop.sock_sendall(link, message)
+        count += 1
+    return count
 
 
 async def _received(loop: asyncio.AbstractEventLoop, link: socket.socket) -> bytes:

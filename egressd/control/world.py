@@ -61,7 +61,9 @@ class World:
     def __init__(self, settings: Settings, memory: Mapping[str, Policy] | None = None) -> None:
         self._settings = settings
         self._memory = dict(memory or {})
-        self._servers = frozenset(upstream.address for upstream in settings.dns.upstreams)
+        self._upstreams = frozenset(upstream.address for upstream in settings.dns.upstreams)
+        self.servers: frozenset[bytes] = frozenset()
+        """Addresses that serve DNS to us beside the upstreams: the pods behind a Service."""
         self._objects = Objects()
         self.policies: dict[str, Policy] = {}
         self.refused: dict[str, tuple[Problem, ...]] = {}
@@ -72,8 +74,10 @@ class World:
         self._selected: dict[Id, tuple[str, ...]] = {}
         self._entries: dict[bytes, PodEntry] = {}
 
-    def replace(self, sources: Mapping[str, Sequence[Manifest]]) -> Step:
-        """Put the given objects in place of what each key held, all at once."""
+    def replace(self, sources: Mapping[str, Sequence[Manifest]], servers: frozenset[bytes] | None = None) -> Step:
+        """Put the given objects in place of what each key held, all at once; `servers` too, unless it is None."""
+        if servers is not None:
+            self.servers = servers
         touched: set[Id] = set()
         for key, manifests in sources.items():
             touched |= self._objects.replace(key, manifests)
@@ -219,7 +223,7 @@ class World:
             pod = self._pods[name]
             exempt = self._exempt(pod)
             for address in pod.addresses:
-                serves = exempt or address in self._servers
+                serves = exempt or address in self._upstreams or address in self.servers
                 entries[address] = PodEntry(address, pod.identity, self._selected[name], serves)
         new = tuple(entries[address] for address in sorted(entries) if self._entries.get(address) != entries[address])
         gone = tuple(sorted(self._entries.keys() - entries.keys()))

@@ -29,6 +29,7 @@ from egressd.exchange.outcomes import (
 from egressd.exchange.parties import LastKnown, Party
 from egressd.exchange.query import Client, Parts, Query
 from egressd.exchange.store import Kept, Refresh, Store, failed
+from egressd.exchange.tally import Tally
 from egressd.model import Decision, Reason, Verdict
 from egressd.policy import MALFORMED, RATE_LIMITED, UNKNOWN_POD, is_search_noise
 
@@ -52,6 +53,7 @@ class Exchange:
 
     def __init__(self, settings: Settings, parts: Parts) -> None:
         self.counters: Counter[str] = Counter()
+        self.tally = Tally()
         self.in_flight = 0
         self._parts = parts
         self._budgets = settings.budgets
@@ -66,6 +68,11 @@ class Exchange:
         self._failing_until = 0.0
         self._young: dict[bytes, tuple[wire.Question, bool, bool]] = {}
         self._old: dict[bytes, tuple[wire.Question, bool, bool]] = {}
+
+    @property
+    def store(self) -> Store:
+        """What is kept, for whoever counts it."""
+        return self._store
 
     # ------------------------------------------------------------------------------- the sentence, first half
 
@@ -186,6 +193,7 @@ class Exchange:
         parts = self._parts
         rcode = -1 if error.rcode is None or len(data) < 12 else error.rcode
         party, age = parts.parties.get(client.address), parts.clock() - started
+        self.tally.add(MALFORMED, age)
         parts.record(records.without_pod(client, party, None, MALFORMED, rcode, parts.wall(), age))
         if rcode >= 0:
             client.send(wire.header_error(data, rcode))
@@ -227,6 +235,7 @@ class Exchange:
         parts = self._parts
         rcode = self._deny_rcode if decision is UNKNOWN_POD else SERVFAIL
         age = parts.clock() - started
+        self.tally.add(decision, age)
         parts.record(records.without_pod(client, None, question, decision, rcode, parts.wall(), age))
         text = explain_denial(decision, question.name, None)
         client.send(wire.denial(question, data[0] << 8 | data[1], rcode, REASON_EDE[decision.reason], text))
@@ -243,12 +252,14 @@ class Exchange:
 
     def _record(self, outcome: Outcome) -> None:
         query, parts = outcome.query, self._parts
+        now = parts.clock()
+        self.tally.add(outcome.decision, now - query.started)
         if outcome.decision.verdict is Verdict.DENIED and not query.party.worth_a_line(
             query.question.name, self._budgets, query.started
         ):
             self.counters["aggregated"] += 1
             return
-        parts.record(records.of_outcome(outcome, parts.wall(), parts.clock()))
+        parts.record(records.of_outcome(outcome, parts.wall(), now))
 
     def minute(self, now: float) -> None:
         """Says, once a minute and pod, how many denials had no record of their own. Call it about once a second."""
@@ -264,6 +275,7 @@ class Exchange:
         if answer is not None:
             udp = query.client.transport == "udp"
             floor = STALE_TTL_S if outcome.stale else 0
+            self.counters["stale_answers"] += outcome.stale
             data = wire.reply(
                 answer, query.question, query.ident, udp=udp, withheld=outcome.withheld, age=outcome.age, floor=floor
             )

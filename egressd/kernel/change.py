@@ -106,12 +106,16 @@ class ChangeWriter:
         return [f"pods{n}", f"known{n}", *([f"bypass{n}"] if pod.bypass else [])]
 
     def _remove_pods(self, pods: Iterable[PodElement]) -> Iterator[Message]:
+        """Out of the map, and out of the plain sets as well if another hand emptied them: add, delete."""
         by_set: dict[str, list[bytes]] = {}
         for pod in pods:
             for name in self._sets_of(pod):
                 by_set.setdefault(name, []).append(element(pod.address))
         for name, entries in by_set.items():
-            yield from _said(delete_elements(self._headers.named(name), entries), f"delete pods from {name}")
+            header = self._headers.named(name)
+            if not name.startswith("pods"):
+                yield from _said(add_elements(header, entries), f"delete pods from {name}")
+            yield from _said(delete_elements(header, entries), f"delete pods from {name}")
 
     def _add_pods(self, pods: Iterable[PodElement]) -> Iterator[Message]:
         by_set: dict[str, list[bytes]] = {}

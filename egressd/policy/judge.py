@@ -14,7 +14,7 @@ from egressd.names import Name, in_domain
 from egressd.policy.addresses import Guard, Kind
 from egressd.policy.explain import Context, Explanation, explain_address, explain_name
 from egressd.policy.plan import Plan, make_plan
-from egressd.policy.ports import point
+from egressd.policy.ports import Grid, point
 from egressd.policy.sweep import AddressSpace
 from egressd.policy.trie import LabelTrie, Node
 from egressd.policy.verdict import Case, Entry, Outcome, decide, entries_of, judge
@@ -41,6 +41,7 @@ class Judge:
         "_cluster",
         "_entries",
         "_exact",
+        "_grid",
         "_guard",
         "_names",
         "enforced",
@@ -64,6 +65,7 @@ class Judge:
         self._cluster = AddressSpace((block, True) for block in facts.cidrs)
         counting = [entry for entry in self._entries if entry.deny and entry.audited != self.enforced]
         self._guard = Guard(facts.cidrs, counting)
+        self._grid = Grid(entry.ports for entry in self._entries if entry.rule.patterns)
         self._exact: dict[Node[Entry], Decision] = {}
         self._below: dict[Node[Entry], Decision] = {}
 
@@ -143,12 +145,15 @@ class Judge:
         return self._guard.judge(address, ports, private)
 
     def grant_ports(self, address: bytes, decision: Decision) -> Ports:
-        """What a grant of this admissible address opens: at a private address only what `allowPrivate` rules give."""
-        if len(address) == 4 and not self._guard.notable[address[0]]:
-            return decision.ports
-        if decision.private_ports and self._guard.kind(address) is Kind.PRIVATE:
-            return decision.private_ports
-        return decision.ports
+        """What a grant of this admissible address opens: at a private address only what `allowPrivate` rules give.
+
+        Cut into pieces that are equal or disjoint for all names of the subject (`Grid`).
+        """
+        ports = decision.ports
+        notable = len(address) != 4 or self._guard.notable[address[0]]
+        if notable and decision.private_ports and self._guard.kind(address) is Kind.PRIVATE:
+            ports = decision.private_ports
+        return self._grid.cut(ports)
 
     def _cluster_name(self, decision: Decision) -> bool:
         """Whether the name went through because it is inside the cluster: allowed, though no rule opened a port."""

@@ -111,4 +111,6 @@ def _grant_kinds(entries: Sequence[Entry]) -> frozenset[str]:
     bars_ports = any(entry.deny and entry.ports != ANY_PORT for entry in entries)
     if bars_ports and kinds & {"any", "range"}:
         kinds |= {"port", "range"}
+    if "range" in kinds:
+        kinds.add("port")  # a wide span is cut where other rules have borders, and a piece may be narrow
     return frozenset(kinds)

@@ -12,7 +12,7 @@ from typing import Final
 
 from egressd.model import ANY_PORT, Ports, PortSpan
 
-__all__ = ["WIDE_RANGE", "contains", "intersect", "normalise", "point", "ports_text", "subtract", "union"]
+__all__ = ["WIDE_RANGE", "Grid", "contains", "intersect", "normalise", "point", "ports_text", "subtract", "union"]
 
 WIDE_RANGE: Final = 16
 """Ports of one protocol up to which a span becomes single elements of a hash set; wider ones need an interval set."""
@@ -64,6 +64,41 @@ def point(protocol: int, port: int) -> Ports:
     """One port of one protocol, or with `port` -1 all of that protocol."""
     first, last = (0, _MAX_PORT) if port < 0 else (port, port)
     return (PortSpan(protocol, protocol, first, last),)
+
+
+class Grid:
+    """Cuts spans at every border that the rules of one subject have, so that any two pieces are equal or disjoint.
+
+    Two names may open different wide ranges of one address; the kernel's interval sets refuse what overlaps
+    (kernel.md, Messages), so both must be made of the same pieces. Single ports need no cutting: they are elements of
+    a hash set.
+    """
+
+    def __init__(self, several: Iterable[Ports]) -> None:
+        spans = {span for ports in several for span in ports}
+        self._protocols = sorted({edge for span in spans for edge in (span.first_protocol, span.last_protocol + 1)})
+        self._ports = sorted({edge for span in spans for edge in (span.first_port, span.last_port + 1)})
+        self._known: dict[Ports, Ports] = {ANY_PORT: ANY_PORT}
+
+    def cut(self, ports: Ports) -> Ports:
+        """The same ports in pieces; every port of every protocol stays whole, for it has a set of its own."""
+        known = self._known.get(ports)
+        if known is None:
+            known = self._known[ports] = tuple(sorted(piece for span in ports for piece in self._pieces(span)))
+        return known
+
+    def _pieces(self, span: PortSpan) -> Iterable[PortSpan]:
+        if span.first_protocol == span.last_protocol and span.last_port - span.first_port < WIDE_RANGE:
+            return (span,)
+        protocols = _between(self._protocols, span.first_protocol, span.last_protocol)
+        ports = _between(self._ports, span.first_port, span.last_port)
+        return (PortSpan(a, b, c, d) for a, b in protocols for c, d in ports)
+
+
+def _between(edges: Sequence[int], first: int, last: int) -> list[Range]:
+    """The range from `first` to `last` cut at the edges inside it."""
+    inner = [edge for edge in edges if first < edge <= last]
+    return [(start, end - 1) for start, end in pairwise([first, *inner, last + 1])]
 
 
 # ------------------------------------------------------------------------------------------------ rows

@@ -49,7 +49,7 @@ def load_settings(
     settings = stated_settings(file, environ, flags)
     if not settings.node:
         settings = dataclasses.replace(settings, node=environ.get("NODE_NAME") or socket.gethostname())
-    if not settings.dns.upstreams:
+    if not settings.dns.upstreams and settings.source.kind == "directory":  # a cluster has a DNS Service
         dns = dataclasses.replace(settings.dns, upstreams=_node_resolvers(resolv_conf))
         settings = dataclasses.replace(settings, dns=dns)
     return settings

@@ -60,6 +60,10 @@ class ConfigMapObject:
     keys: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Line and column of each key of `data`."""
 
+    def file_of(self, key: str) -> str:
+        """What lines of the text of a key count in: the file, or the key itself where the object came from no file."""
+        return self.file if key in self.origins or not self.file else f"{self.file}[{key}]"
+
     @property
     def labelled(self) -> bool:
         """Whether it holds policies at all."""
@@ -269,7 +273,7 @@ def _policies(configmap: ConfigMapObject, policy_namespace: str) -> tuple[dict[s
             name=name,
             namespace=configmap.namespace,
             policy_namespace=policy_namespace,
-            file=configmap.file,
+            file=configmap.file_of(key),
             origin=configmap.origins.get(key, Origin()),
         )
         problems += found

@@ -38,8 +38,13 @@ class Section(Part):
             value = getattr(self, name)
             if isinstance(value, Section):
                 value = value.onto(getattr(default, name))
-            changes[name] = tuple(value) if isinstance(value, list) else value
+            changes[name] = tuple(value) if isinstance(value, list) else _plain(value)
         return dataclasses.replace(default, **changes)  # type: ignore[type-var]  # every section has its dataclass
+
+
+def _plain(value: Any) -> Any:
+    """Text from a variable or a flag as nothing but text: settings cross the link, which knows plain types alone."""
+    return str(value) if isinstance(value, str) else value
 
 
 def _matching(pattern: str, what: str) -> Reads:
@@ -141,7 +146,7 @@ class FirewallPart(Section):
     reject: Flag = True
 
     def onto(self, default: Section_) -> Section_:
-        changes: dict[str, Any] = {name: getattr(self, name) for name in self.model_fields_set - {"marks"}}
+        changes: dict[str, Any] = {name: _plain(getattr(self, name)) for name in self.model_fields_set - {"marks"}}
         changes |= {f"{name}_mark": getattr(self.marks, name) for name in self.marks.model_fields_set}
         return dataclasses.replace(default, **changes)  # type: ignore[type-var]  # a settings.Firewall
 
@@ -170,6 +175,10 @@ class HistoryPart(Section):
     max_rows: Natural = 0
 
 
+class EventsPart(Section):
+    denials: Flag = False
+
+
 class AdminPart(Section):
     socket: SocketPath = ""
     listen: Endpoint = ""
@@ -193,4 +202,5 @@ class Options(Section):
     budgets: BudgetsPart = Field(default_factory=BudgetsPart)
     audit: AuditPart = Field(default_factory=AuditPart)
     history: HistoryPart = Field(default_factory=HistoryPart)
+    events: EventsPart = Field(default_factory=EventsPart)
     admin: AdminPart = Field(default_factory=AdminPart)

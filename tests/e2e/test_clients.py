@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from egressd.lab import SERVICES, WIRINGS, Node
 from e2e.shop import API4, API6, FOR_WEB, Shop, addresses, ask, dial, error_of, open_shop, raw, rcode, settled
+from egressd.lab import SERVICES, WIRINGS, Node
 
 RULES = "allow:\n- to: [api.example.com]\n  ports: [80/TCP]\n"
 

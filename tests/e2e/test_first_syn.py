@@ -6,17 +6,20 @@ import json
 import sys
 from pathlib import Path
 
-from egressd.lab import SERVICES, pool
+import pytest
+
 from e2e.shop import Shop, open_shop
+from egressd.lab import SERVICES, pool
 
 LOOKUPS = 10_000
 BUDGETS = {"queries_per_second_per_pod": 1_000_000, "burst_per_pod": 1_000_000}
 LOAD = Path(__file__).with_name("load.py")
 
 
-def test_every_first_syn_connects(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cache", [50_000, 0], ids=["cached", "uncached"])
+def test_every_first_syn_connects(tmp_path: Path, cache: int) -> None:
     """10,000 look-ups of rotating names, grants ending and beginning all the while: no SYN is refused or sent twice."""
-    settings = {"budgets": BUDGETS, "grants": {"min": "1s", "grace": "1s"}}
+    settings = {"budgets": BUDGETS, "grants": {"min": "1s", "grace": "1s"}, "dns": {"cache": {"size": cache}}}
     with open_shop(tmp_path, settings) as shop:
         prepare(shop)
         before = shop.web.counters()

@@ -8,7 +8,7 @@ import dns.edns
 import dns.flags
 import dns.message
 import dns.rcode
-from test_exchange import API, FREE, HTTPS, IPV4, POD, Bench, Client, ede, rule
+from test_exchange import API, FACTS, FREE, HTTPS, IPV4, POD, Bench, Client, ede, rule
 
 from egressd.exchange.store import Refresh
 from egressd.model import Policy, Subject
@@ -140,9 +140,8 @@ def test_stale_answer_is_judged_by_todays_policy() -> None:
     book.reply(f"{API} 5 A 203.0.113.7")
     book.now += 60
     client = book.query(API)
-    book.party.judge = Judge(
-        Subject((Policy("shop/web", "shop", allow=(rule("other.example"),)),)), book.party.judge.facts
-    )
+    today = Policy("shop/web", "shop", allow=(rule("other.example"),))
+    book.party.judge = Judge(Subject((today,)), FACTS)
     fail(book)
     assert client.answer.rcode() == dns.rcode.NXDOMAIN
 

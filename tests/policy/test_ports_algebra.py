@@ -9,7 +9,7 @@ from policy_samples import POINTS, SPANS, port_sets, ports
 
 from egressd.model import ANY_PORT, Ports, PortSpan
 from egressd.policy import contains, intersect, normalise, ports_text, subtract, union
-from egressd.policy.ports import point
+from egressd.policy.ports import WIDE_RANGE, Grid, point
 
 any_spans = st.builds(
     lambda a, b, c, d: PortSpan(min(a, b), max(a, b), min(c, d), max(c, d)),
@@ -102,3 +102,19 @@ def test_canonical_form(spans: tuple[tuple[int, int, int, int], ...], expected: 
 def test_text(value: Ports, text: str) -> None:
     """Ports are spelled as a policy would spell them."""
     assert ports_text(value) == text
+
+
+@given(st.lists(ports_drawn, min_size=1, max_size=4))
+def test_grid_cuts_into_equal_or_disjoint_pieces(several: list[Ports]) -> None:
+    """Wide pieces of one grid are equal or disjoint, and the pieces of a set make up that set."""
+    grid = Grid(several)
+    cut = [grid.cut(ports) for ports in several]
+    for ports, pieces in zip(several, cut, strict=True):
+        assert normalise(pieces) == normalise(ports)
+    wide = {piece for pieces in cut for piece in pieces if piece != ANY_PORT[0] and is_wide(piece)}
+    for one in wide:
+        assert all(other == one or not intersect((one,), (other,)) for other in wide)
+
+
+def is_wide(span: PortSpan) -> bool:
+    return span.first_protocol != span.last_protocol or span.last_port - span.first_port >= WIDE_RANGE

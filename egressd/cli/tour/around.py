@@ -23,8 +23,9 @@ _SUBJECT: Final = re.compile(r'\tchain subject-(\d+) {\n\t\tcomment "[^"]*shop/w
 def introduction(page: Page) -> None:
     page.title("egressd demo")
     page.say(
-        "Each pod reaches the names that its policies allow, and nothing else. Here is a node of a cluster, made of"
-        " network namespaces on this machine: real pods' programs (curl, dig), the real daemon, the real kernel."
+        "Each pod reaches the names that its policies allow, and nothing else. What follows happens on one node of a"
+        " cluster, made of network namespaces on this machine: the real daemon, the real kernel, and curl and dig as"
+        " the pods' programs. Each mark is set by what they printed and what the audit log says."
     )
     page.blank()
     page.table(("pod", "workload", "policies"), [(role.name, role.workload, role.policies) for role in PODS])

@@ -100,13 +100,12 @@ class Guide:
 
     # -------------------------------------------------------------------------------------- claims
 
-    def check(self, sentence: str, right: object) -> bool:
+    def check(self, sentence: str, right: object) -> None:
         """Claim something; `right` says whether it is so."""
         self.checks += 1
         self.page.check(sentence, right=bool(right))
         if not right:
             self.surprises.append(sentence)
-        return bool(right)
 
     def why(self, ran: Ran, to: str, verdict: str, reason: str, rule: str = "", *, whole: bool = False) -> Record:
         """Claim that the audit record of what `ran` did about a name or an address says so; show and return it.
