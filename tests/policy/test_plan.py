@@ -131,7 +131,7 @@ def test_allow_boxes(policies: str, boxes: list[str]) -> None:
         pytest.param("s/p: allow 203.0.113.0/24", set(), id="no-names"),
         pytest.param("s/p: allow a.example [443/TCP]", {"port"}, id="port"),
         pytest.param("s/p: allow a.example [1000-1015/TCP]", {"port"}, id="sixteen-ports"),
-        pytest.param("s/p: allow a.example [1000-1016/TCP]", {"range"}, id="seventeen-ports"),
+        pytest.param("s/p: allow a.example [1000-1016/TCP]", {"port", "range"}, id="seventeen-ports"),
         pytest.param("s/p: allow a.example", {"any"}, id="any"),
         pytest.param("s/p: allow a.example; allow b.example [443/TCP]", {"any", "port"}, id="any-and-port"),
         pytest.param("s/p: allow a.example [1-10/TCP]; allow * [11-20/TCP]", {"port", "range"}, id="may-join"),

@@ -108,9 +108,9 @@ def test_text(value: Ports, text: str) -> None:
 def test_grid_cuts_into_equal_or_disjoint_pieces(several: list[Ports]) -> None:
     """Wide pieces of one grid are equal or disjoint, and the pieces of a set make up that set."""
     grid = Grid(several)
-    cut = [grid.cut(ports) for ports in several]
-    for ports, pieces in zip(several, cut, strict=True):
-        assert normalise(pieces) == normalise(ports)
+    cut = [grid.cut(each) for each in several]
+    for whole, pieces in zip(several, cut, strict=True):
+        assert normalise(pieces) == normalise(whole)
     wide = {piece for pieces in cut for piece in pieces if piece != ANY_PORT[0] and is_wide(piece)}
     for one in wide:
         assert all(other == one or not intersect((one,), (other,)) for other in wide)
