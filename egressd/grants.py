@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, NamedTuple
 
 from egressd.model import ANY_PORT, Ports, PortSpan
@@ -391,12 +392,32 @@ class Ledger:
         ]
         return any((element := held.get(key)) is not None and element.programmed > now for key in keys)
 
-    def views(self, now: float, subject: int | None = None) -> Iterator[GrantView]:
-        """Live grants of one subject, or of all that are programmed."""
-        for number in [subject] if subject is not None else list(self._names):
-            if number != UNSELECTED_SUBJECT:
-                for name, address, grant in self._live(number, now):
-                    yield GrantView(number, name, address, grant.ports, grant.until - now)
+    def views(self, subject: int, name: Name, now: float) -> list[GrantView]:
+        """The live grants that a name has given a subject."""
+        held = self._names.get(subject, {}).get(name, {})
+        return [
+            GrantView(subject, name, address, grant.ports, grant.until - now)
+            for address, grant in held.items()
+            if grant.until > now
+        ]
+
+    def page(self, start: tuple[int, int], most: int, now: float) -> tuple[list[GrantView], tuple[int, int] | None]:
+        """Live grants, some `most` at a time, in an order of their own; and where the next page starts, None at the end.
+
+        `start` is (SUBJECT, 0) at first. What comes and goes between two pages may be missed or told twice.
+        """
+        found: list[GrantView] = []
+        seen = 0
+        for subject in sorted(self._names):
+            if subject == UNSELECTED_SUBJECT or subject < start[0]:
+                continue
+            first = start[1] if subject == start[0] else 0
+            for index, (name, held) in enumerate(islice(self._names[subject].items(), first, None), first):
+                if seen >= most:
+                    return found, (subject, index)
+                seen += len(held)
+                found += self.views(subject, name, now)
+        return found, None
 
 
 def _milliseconds(seconds: float) -> int:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 EXIT_ENVIRONMENT = 3
+GC_THRESHOLDS = (50_000, 20, 1_000)
+"""The hot path makes no cycles: reference counts free what it allocates, and the collector walks the ledger seldom."""
 
 
 def main(arguments: list[str]) -> int:
@@ -54,6 +56,7 @@ def _serve(settings: Settings, arguments: list[str], beginning: Beginning) -> in
         daemon = Daemon(settings, arguments)
         gc.collect()
         gc.freeze()  # what is loaded by now stays: the collector need not walk it again
+        gc.set_threshold(*GC_THRESHOLDS)
         await daemon.run(beginning)
 
     try:

@@ -53,7 +53,7 @@ class AuditQueue:
 
     def __init__(self, size: int, dropped_line: Callable[[int], bytes]) -> None:
         self.dropped = 0
-        self._size = size
+        self.size = size
         self._lines: deque[bytes] = deque()
         self._dropped_line = dropped_line
         self._unsaid = 0
@@ -62,7 +62,7 @@ class AuditQueue:
         return len(self._lines)
 
     def put(self, line: bytes) -> None:
-        if len(self._lines) >= self._size:
+        if len(self._lines) >= self.size:
             self.dropped += 1
             self._unsaid += 1
         else:
@@ -70,7 +70,7 @@ class AuditQueue:
 
     def take(self) -> link.Lines | None:
         """The next batch, or None. What was dropped is said in a record of its own, as soon as there is room."""
-        if self._unsaid and len(self._lines) < self._size:
+        if self._unsaid and len(self._lines) < self.size:
             self._lines.append(self._dropped_line(self._unsaid))
             self._unsaid = 0
         count = min(BATCH_LINES, len(self._lines))
@@ -86,6 +86,9 @@ class Child(asyncio.Protocol):
         self, arguments: list[str], queue: AuditQueue, on_message: Callable[[Any], None], on_lost: Callable[[], None]
     ) -> None:
         self.restarts = 0
+        """Since it worked last."""
+        self.losses = 0
+        """In all."""
         self._arguments = arguments
         self._queue = queue
         self._on_message = on_message
@@ -126,6 +129,7 @@ class Child(asyncio.Protocol):
         self._transport = None
         if self._closing:
             return
+        self.losses += 1
         log.warning("the control side ended (%s); what it said last stays in force", exc or "end of its link")
         self._on_lost()
         self._restart = asyncio.get_running_loop().create_task(self._start_again())

@@ -251,7 +251,17 @@ class Roster:
         return tuple(self.policies.keys() - policies), tuple(self._pods.keys() - pods)
 
     def counts(self) -> dict[str, int]:
-        return {"pods": len(self._by_uid), "policies": len(self.policies), "subjects": len(self.subjects)}
+        selected = sum(party.judge is not None for party in self._by_uid.values())
+        return {
+            "pods": len(self._by_uid),
+            "selected": selected,
+            "policies": len(self.policies),
+            "subjects": len(self.subjects),
+        }
+
+    def pods(self) -> Iterable[tuple[PodEntry, Party]]:
+        """Every address with its entry and its party."""
+        return ((pod.entry, pod.party) for pod in self._pods.values())
 
     def addresses(self) -> Iterable[bytes]:
         return self._pods.keys()

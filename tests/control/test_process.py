@@ -237,7 +237,7 @@ def test_a_broken_file_and_a_refused_policy_keep_what_was_good(start: Callable[.
         ("{}", ["--config", "/nonexistent/egressd.yaml"], 2, "/nonexistent/egressd.yaml"),
         ("{}", ["--set", "grants.min=soon"], 2, "'soon' is not a duration"),
         ("source: {path: /nonexistent/objects}\n", [], 3, "the folder /nonexistent/objects cannot be read"),
-        ("source: {kind: kubernetes}\n", [], 3, "source.kind kubernetes is not in this release"),
+        ("source: {kind: kubernetes}\n", [], 3, "there is no way to the API server"),
     ],
 )
 def test_settings_that_cannot_be_used_stop_the_start(

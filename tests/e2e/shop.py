@@ -184,6 +184,14 @@ def connect(pod: Space, address: str, port: int = 80, timeout: float = 10.0) -> 
     return opened
 
 
+def spoofer(pod: Space, address: str, port: int = 0) -> socket.socket:
+    """A UDP socket of a pod that sends from an address that is not its own (IP_TRANSPARENT, IPV6_TRANSPARENT)."""
+    opened = pod.socket(family_of(address), socket.SOCK_DGRAM)
+    opened.setsockopt(*((socket.IPPROTO_IPV6, 75, 1) if ":" in address else (socket.IPPROTO_IP, 19, 1)))
+    opened.bind((address, port))
+    return opened
+
+
 REFUSALS: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EACCES})
 """What a reset and "communication administratively prohibited" (ICMP 3/13, ICMPv6 1/1) become in a program."""
 

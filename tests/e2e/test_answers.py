@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-import threading
-import time
 from collections.abc import Iterator, Sequence
 
 import dns.flags
 import pytest
 
-from e2e.shop import Record, Shop, addresses, ask, dial, error_of, open_shop, raw, rcode
-from egressd.lab import SERVICES, UPSTREAMS, WIRINGS, Pod, Query, Sections, eventually, message, name_wire, svcb
+from e2e.shop import Record, Shop, addresses, ask, dial, error_of, open_shop, raw, rcode, spoofer
+from egressd.lab import SERVICES, UPSTREAMS, WIRINGS, Query, Sections, eventually, message, name_wire, svcb
 from egressd.lab.zone import FORGERIES
 
 FALSE = "198.51.100.66"
@@ -114,39 +112,29 @@ def test_forged_answers(shop: Shop, forgery: str) -> None:
     assert FALSE not in str(shop.dns_record(shop.web, name))
 
 
-def spoofer(pod: Pod, address: str, port: int) -> socket.socket:
-    """A socket of a pod that sends from an address that is not its own (IP_TRANSPARENT)."""
-    with pod.entered():
-        opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        opened.setsockopt(socket.IPPROTO_IP, 19, 1)
-        opened.bind((address, port))
-    return opened
-
-
 def test_a_pod_that_spoofs_the_upstream(shop: Shop) -> None:
-    """A pod that knows port and ID and answers in the upstream's name, before it, is not believed."""
+    """A pod that answers in the upstream's name, and has to guess ID or port, is not believed however often it does."""
     name, true = "spoofed.example.com", "203.0.113.93"
     shop.node.dns.zone.add(name, "A", true)
-    said = threading.Event()
+    told = []
 
     def script(query: Query) -> Sequence[bytes]:
         lie = message(query, Sections(0, 1, 0, struct.pack("!HHHIH", 0xC00C, 1, 1, 60, 4) + socket.inet_aton(FALSE)))
         with spoofer(shop.other, UPSTREAMS[0], 53) as liar:
-            for _ in range(3):
-                liar.sendto(lie, (query.source, query.source_port))
-        said.set()
-        time.sleep(0.3)
+            for step in range(1, 2000):
+                liar.sendto(struct.pack("!H", query.ident ^ step) + lie[2:], (query.source, query.source_port))
+                liar.sendto(lie, (query.source, 1024 + (query.source_port - 1024 + step) % 64000))
+        told.append(query)
         return [message(query, shop.node.dns.zone.sections(query.case, query.name, query.qtype))]
 
     shop.node.dns.zone.behave(name, script=script)
-    answer = ask(shop.web, name)
-    assert said.is_set()
-    assert addresses(answer) == [true]
-    assert dial(shop.web, FALSE) == "refused"
+    assert addresses(ask(shop.web, name)) == [true]
+    assert told
+    assert (dial(shop.web, true), dial(shop.web, FALSE)) == ("open", "refused")
 
 
 def test_a_pod_that_spoofs_the_service(shop: Shop) -> None:
-    """A pod that answers another one in the DNS server's name may mislead it, and opens nothing."""
+    """A pod that knows port and ID and answers another one in the DNS server's name opens nothing by it."""
     with shop.web.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, spoofer(shop.other, SERVICES[0], 53) as liar:
         asking.settimeout(2)
         asking.bind((shop.web.v4, 0))
@@ -156,24 +144,6 @@ def test_a_pod_that_spoofs_the_service(shop: Shop) -> None:
         with contextlib.suppress(TimeoutError):
             assert asking.recv(4096)[-4:] == socket.inet_aton(FALSE)
     assert dial(shop.web, FALSE) == "refused"
-    assert FALSE not in shop.grants().replace(f"{shop.web.v4} . {FALSE}", "")
-
-
-def test_a_spoofed_pod(shop: Shop) -> None:
-    """Packets and queries with another pod's address are dropped: nothing is reached, asked or recorded by them."""
-    shop.node.dns.zone.add("reach.example.com", "A", "203.0.113.94")
-    assert addresses(ask(shop.web, "reach.example.com")) == ["203.0.113.94"]
-    shop.node.internet.forget()
-    with spoofer(shop.other, shop.web.v4, 0) as liar:
-        liar.sendto(b"hello", ("203.0.113.94", 7))
-        liar.sendto(question("spoofed-query.example.com", "A"), (SERVICES[0], 53))
-    with spoofer(shop.other, shop.free.v4, 0) as liar:
-        liar.sendto(b"hello", ("203.0.113.95", 7))
-    assert addresses(ask(shop.web, "api.example.com")) == ["203.0.113.10"]
-    shop.dns_record(shop.web, "api.example.com")
-    assert shop.node.internet.reached("203.0.113.94") == []
-    assert shop.node.internet.reached("203.0.113.95") == []
-    assert "spoofed-query.example.com" not in shop.node.dns.names()
 
 
 def test_retry_and_failure(shop: Shop) -> None:

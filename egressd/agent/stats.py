@@ -1,0 +1,95 @@
+"""What the data path tells of itself about once a second: numbers that its parts count anyway, gathered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from egressd import link
+from egressd.exchange.tally import BOUNDS_US
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from egressd.agent.child import AuditQueue, Child
+    from egressd.agent.roster import Roster
+    from egressd.exchange import Exchange
+    from egressd.grants import Ledger
+    from egressd.kernel.nflog import NflogReader
+    from egressd.listen import Listener
+    from egressd.model import Reason, Verdict
+    from egressd.upstream import Upstreams
+
+__all__ = ["Counted", "stats"]
+
+
+class Counted(NamedTuple):
+    """The parts that count."""
+
+    exchange: Exchange
+    upstreams: Upstreams
+    listener: Listener
+    ledger: Ledger
+    roster: Roster
+    nflog: NflogReader
+    queue: AuditQueue
+    child: Child
+    flows: Mapping[tuple[Verdict, Reason], int]
+    kernel: Mapping[str, int]
+    """Refusals of the kernel: of a `change`, of the `heartbeat`."""
+    restarts: Callable[[], int]
+
+
+def stats(parts: Counted, *, serving: bool, refused: str, started: float) -> link.Stats:
+    """Gather them; some 40 µs."""
+    tally = parts.exchange.tally
+    return link.Stats(
+        serving=serving,
+        refused=refused,
+        started=started,
+        queries=_tallies(tally.queries),
+        flows=_tallies(parts.flows),
+        latency_us=tuple(tally.latency_us),
+        latency_bounds_us=BOUNDS_US,
+        latency_sum_us=tally.latency_sum_us,
+        counters=_counters(parts),
+        gauges=_gauges(parts),
+        upstreams=tuple(
+            link.UpstreamHealth(str(health), health.healthy, health.failures) for health in parts.upstreams.healthy
+        ),
+    )
+
+
+def _counters(parts: Counted) -> dict[str, int]:
+    groups = {
+        "exchange": parts.exchange.counters,
+        "upstream": parts.upstreams.counters,
+        "listen": parts.listener.counters,
+        "kernel": parts.kernel,
+    }
+    counters = {f"{group}.{name}": count for group, counts in groups.items() for name, count in counts.items()}
+    counters["nflog.lost"] = parts.nflog.lost
+    counters["audit.dropped"] = parts.queue.dropped
+    counters["control.restarts"] = parts.restarts()
+    return counters
+
+
+def _gauges(parts: Counted) -> dict[str, float]:
+    counts = parts.roster.counts()
+    return {
+        "roster.pods": counts["pods"],
+        "roster.selected": counts["selected"],
+        "roster.policies": counts["policies"],
+        "roster.subjects": counts["subjects"],
+        "exchange.in_flight": parts.exchange.in_flight,
+        "cache.entries": len(parts.exchange.store),
+        "cache.bytes": parts.exchange.store.octets,
+        "upstream.in_flight": len(parts.upstreams),
+        "ledger.grants": len(parts.ledger),
+        "ledger.limit": parts.ledger.total,
+        "audit.queued": len(parts.queue),
+        "audit.limit": parts.queue.size,
+    }
+
+
+def _tallies(counts: Mapping[tuple[Verdict, Reason], int]) -> tuple[link.Tally, ...]:
+    return tuple(link.Tally(str(verdict), str(reason), count) for (verdict, reason), count in counts.items())

@@ -1,0 +1,12 @@
+"""Metrics: one table of what there is, and its rendering for Prometheus. The only home of prometheus_client.
+
+A scrape reads what the data path said last and what the control side knows; nobody is asked anything for it.
+"""
+
+from __future__ import annotations
+
+from egressd.telemetry.collect import ControlFacts, exposition
+from egressd.telemetry.process import ProcessUse, process_use
+from egressd.telemetry.table import METRICS, Metric, sample_names
+
+__all__ = ["METRICS", "ControlFacts", "Metric", "ProcessUse", "exposition", "process_use", "sample_names"]
