@@ -401,6 +401,10 @@ class Ledger:
             if grant.until > now
         ]
 
+    def subjects(self) -> list[int]:
+        """Subjects that have programmed grants, in order."""
+        return sorted(number for number in self._names if number != UNSELECTED_SUBJECT)
+
     def page(self, start: tuple[int, int], most: int, now: float) -> tuple[list[GrantView], tuple[int, int] | None]:
         """Live grants, some `most` at a time, in an order of their own; and where the next page starts, None at the end.
 
@@ -408,8 +412,8 @@ class Ledger:
         """
         found: list[GrantView] = []
         seen = 0
-        for subject in sorted(self._names):
-            if subject == UNSELECTED_SUBJECT or subject < start[0]:
+        for subject in self.subjects():
+            if subject < start[0]:
                 continue
             first = start[1] if subject == start[0] else 0
             for index, (name, held) in enumerate(islice(self._names[subject].items(), first, None), first):

@@ -95,11 +95,12 @@ class Answers:
     # ---------------------------------------------------------------------------------------------- grants
 
     def _grants(self, arguments: Mapping[str, Any]) -> Body:
-        """Live grants from `start` on (a pair, (0, 0) at first) and where to go on; with `pod` and `name` those alone."""
+        """Live grants from `start` on (a pair, (0, 0) at first) and where to go on; with a `name` those alone."""
         now = self._clock()
-        if "subject" in arguments and "name" in arguments:
-            views = self._ledger.views(int(arguments["subject"]), Name(arguments["name"]), now)
-            return {"grants": [_grant(view) for view in views], "next": None}
+        if "name" in arguments:
+            name = Name(arguments["name"])
+            every = (view for subject in self._ledger.subjects() for view in self._ledger.views(subject, name, now))
+            return {"grants": [_grant(view) for view in islice(every, 4 * GRANTS_PAGE)], "next": None}
         subject, index = arguments.get("start", (0, 0))
         views, following = self._ledger.page((int(subject), int(index)), GRANTS_PAGE, now)
         return {"grants": [_grant(view) for view in views], "next": following}
@@ -129,9 +130,7 @@ class Answers:
     def _told(
         self, party: Party, own: list[bytes], arguments: Mapping[str, Any], views: list[GrantView], names: list[Name]
     ) -> Body:
-        address, protocol, port = arguments.get("address"), int(arguments["protocol"]), int(arguments["port"])
-        opened = address is not None and port > 0
-        opened = opened and self._ledger.opens(party.subject, bytes(address or b""), protocol, port, self._clock())
+        address = arguments.get("address")
         wanted = [bytes(address)] if address is not None else [view.address for view in views]
         judge = party.judge
         decision = judge.judge_name(names[0]) if judge is not None and address is None else None
@@ -139,7 +138,6 @@ class Answers:
             "known": True,
             "pod": self._pod(party, [(each, False) for each in own]),
             "verdict": str(decision.verdict) if decision is not None else "",
-            "opened": opened,
             "names": list(names),
             "grants": [_grant(view) for view in views[:GRANTS_PAGE]],
             "shared": list(islice(self._sharers(party, names, wanted), SHARERS)),

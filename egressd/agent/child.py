@@ -151,6 +151,11 @@ class Child(asyncio.Protocol):
         self._transport.write(link.encode(message))
         return True
 
+    @property
+    def keeps_up(self) -> bool:
+        """Whether somebody is there who takes what we say."""
+        return self._transport is not None and self._transport.get_write_buffer_size() < OUTSTANDING
+
     def flush(self) -> None:
         """Hand over audit lines while the child keeps up. Call it every 200 ms at least."""
         transport = self._transport

@@ -12,15 +12,18 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
 from egressd import link, wire
+from egressd.agent.answers import Answers
 from egressd.agent.child import AuditQueue, Beginning, Child
 from egressd.agent.denials import Denials
 from egressd.agent.recovery import restore_grants
 from egressd.agent.roster import Moved, Roster
+from egressd.agent.stats import Counted, stats
 from egressd.audit.lines import Renderer
 from egressd.errors import KernelError
 from egressd.exchange import Exchange, LastKnown, Parts
@@ -30,7 +33,7 @@ from egressd.kernel.conntrack import Conntrack, Entry
 from egressd.kernel.nflog import NflogReader
 from egressd.kernel.routes import install_routes
 from egressd.listen import Listener
-from egressd.model import DnsRecord, FlowRecord
+from egressd.model import DnsRecord, FlowRecord, Reason, Verdict
 from egressd.policy import ClusterFacts
 from egressd.upstream import Upstreams
 
@@ -45,6 +48,7 @@ HEARTBEAT_S: Final = 1.0
 TICK_S: Final = 0.1
 FLUSH_S: Final = 0.1
 EXPIRE_S: Final = 1.0
+STATS_S: Final = 1.0
 
 
 class Daemon:
@@ -63,7 +67,11 @@ class Daemon:
         self.renderer = Renderer(settings.node)
         self.queue = AuditQueue(settings.audit.queue, self._dropped_line)
         self.child = Child(arguments, self.queue, self._heard, self._child_lost)
+        self.answers = Answers(self.roster, self.ledger, self.known, time.monotonic)
         self.serving = False
+        self._flows: Counter[tuple[Verdict, Reason]] = Counter()
+        self._refusals: Counter[str] = Counter()
+        self._started = time.time()
         self._mentioned: tuple[set[str], set[bytes]] = (set(), set())
         self._heard_updates = 0
         self._dirty = False
@@ -84,6 +92,7 @@ class Daemon:
             loop.create_task(_every(TICK_S, self._tick)),
             loop.create_task(_every(FLUSH_S, self.child.flush)),
             loop.create_task(_every(EXPIRE_S, self._expire)),
+            loop.create_task(_every(STATS_S, self._tell_stats)),
         ]
         await self._stop.wait()
         for timer in timers:
@@ -149,6 +158,8 @@ class Daemon:
             self._mentioned = (set(), set())
             self._heard_updates = 0
             self._resettle(message.settings)
+        elif isinstance(message, link.Ask):
+            self.child.send(self.answers.answer(message))
         elif isinstance(message, link.Refused):
             log.error("the control side refuses the settings; the last good ones stay in force")
 
@@ -199,6 +210,7 @@ class Daemon:
             self.kernel.apply(change)
         except KernelError as error:
             log.error("the kernel refused a change: %s; the whole state is written anew", error)
+            self._refusals["change"] += 1
             self.ledger.doubt(change.grants)
             self._dirty = True
         fresh = self.roster.settle(change)
@@ -246,6 +258,7 @@ class Daemon:
             self.kernel.heartbeat()
         except KernelError as error:
             log.error("heartbeat: %s; the table is written anew", error)
+            self._refusals["heartbeat"] += 1
             self._dirty = True
 
     def _tick(self) -> None:
@@ -261,7 +274,26 @@ class Daemon:
         self.queue.put(self.renderer.dns_line(record))
 
     def _record_flow(self, record: FlowRecord) -> None:
+        self._flows[record.verdict, record.reason] += 1
         self.queue.put(self.renderer.flow_line(record))
+
+    def _tell_stats(self) -> None:
+        """Say how it goes, unless the control side has fallen behind: the next one says it all the same."""
+        if self.child.keeps_up:
+            parts = Counted(
+                self.exchange,
+                self.upstreams,
+                self.listener,
+                self.ledger,
+                self.roster,
+                self.nflog,
+                self.queue,
+                self.child,
+                self._flows,
+                self._refusals,
+            )
+            refused = "the kernel refused a change, the log says which; the table is written anew" * self._dirty
+            self.child.send(stats(parts, serving=self.serving, refused=refused, started=self._started))
 
     def _dropped_line(self, count: int) -> bytes:
         return self.renderer.dropped_line(count, time.time())

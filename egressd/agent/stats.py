@@ -8,7 +8,7 @@ from egressd import link
 from egressd.exchange.tally import BOUNDS_US
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from egressd.agent.child import AuditQueue, Child
     from egressd.agent.roster import Roster
@@ -36,7 +36,6 @@ class Counted(NamedTuple):
     flows: Mapping[tuple[Verdict, Reason], int]
     kernel: Mapping[str, int]
     """Refusals of the kernel: of a `change`, of the `heartbeat`."""
-    restarts: Callable[[], int]
 
 
 def stats(parts: Counted, *, serving: bool, refused: str, started: float) -> link.Stats:
@@ -69,7 +68,7 @@ def _counters(parts: Counted) -> dict[str, int]:
     counters = {f"{group}.{name}": count for group, counts in groups.items() for name, count in counts.items()}
     counters["nflog.lost"] = parts.nflog.lost
     counters["audit.dropped"] = parts.queue.dropped
-    counters["control.restarts"] = parts.restarts()
+    counters["control.restarts"] = parts.child.losses
     return counters
 
 

@@ -15,7 +15,14 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import msgspec
-from aiohttp import ClientError, ClientResponse, ClientTimeout
+from aiohttp import (
+    ClientConnectorError,
+    ClientError,
+    ClientPayloadError,
+    ClientResponse,
+    ClientTimeout,
+    ServerDisconnectedError,
+)
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
@@ -237,4 +244,8 @@ def _said(error: BaseException) -> str:
     """An error of the network in one short line that is the same for the same cause."""
     if isinstance(error, TimeoutError):
         return "the API server does not answer"
+    if isinstance(error, ClientConnectorError):
+        return f"no connection to the API server at {error.host}:{error.port}: {error.os_error.strerror or error}"
+    if isinstance(error, (ClientPayloadError, ServerDisconnectedError, ConnectionError)):
+        return "the API server broke the connection off"
     return f"the connection to the API server failed: {str(error) or type(error).__name__}"

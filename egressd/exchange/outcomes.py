@@ -43,12 +43,13 @@ DENY_RCODES: Final = {"NXDOMAIN": NXDOMAIN, "REFUSED": REFUSED, "NODATA": NOERRO
 """Setting `dns.deny_rcode` → the rcode of a denial; NODATA is NOERROR without an answer."""
 
 EDE_OTHER: Final = 0
+EDE_FILTERED: Final = 17
 EDE_LOOP: Final = 22
 """No Reachable Authority."""
 REASON_EDE: Final = {
-    Reason.NO_RULE: 17,  # Filtered
-    Reason.DENY_RULE: 17,
-    Reason.REBINDING: 17,
+    Reason.NO_RULE: EDE_FILTERED,
+    Reason.DENY_RULE: EDE_FILTERED,
+    Reason.REBINDING: EDE_FILTERED,
     Reason.UNKNOWN_POD: 18,  # Prohibited
     Reason.FOREIGN_RESOLVER: 18,
     Reason.RATE_LIMIT: EDE_OTHER,
@@ -110,7 +111,7 @@ class Outcome:
 def denied(query: Query, decision: Decision, deny_rcode: int) -> Outcome:
     """The pod may not have this name, or not now."""
     outcome = Outcome(query, decision, SERVFAIL if decision.reason is Reason.RATE_LIMIT else deny_rcode)
-    outcome.ede = REASON_EDE[decision.reason]
+    outcome.ede = REASON_EDE.get(decision.reason, EDE_FILTERED)
     outcome.text = explain_denial(decision, query.question.name, query.party.judge)
     return outcome
 
@@ -147,6 +148,8 @@ def unprogrammed(outcome: Outcome, errno: int) -> None:
 
 def explain_denial(decision: Decision, name: str, judge: Judge | None) -> str:
     """The sentence a denied program finds in its DNS answer (EXTRA-TEXT, RFC 8914 section 2)."""
+    if decision.verdict is Verdict.WOULD_ALLOW:  # the reason given is that of the audited policies
+        return f"egressd: no enforced rule allows {name}; rule {decision.rule} of {decision.policy} (Audit) would"
     if decision.reason is Reason.DENY_RULE:
         return f"egressd: {name} is denied by rule {decision.rule} of {decision.policy}"
     if decision.reason is Reason.NO_RULE and judge is not None:

@@ -53,7 +53,7 @@ class ControlFacts:
 
 
 def _tallies(tallies: Iterable[Tally]) -> Samples:
-    return [((tally.verdict, tally.reason), tally.count) for tally in sorted(tallies, key=lambda one: (one.verdict, one.reason))]
+    return sorted(((tally.verdict, tally.reason), tally.count) for tally in tallies)
 
 
 def _plain(value: float) -> Samples:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,15 @@ FOR_OTHER: Final = "subject: {podSelector: {matchLabels: {app: other}}}\n"
 NOTHING: Final = "allow:\n- to: [nothing.example]\n"
 """Rules of a policy that selects pods and lets them reach next to nothing."""
 
+MARK: Final = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "mark", "namespace": "marks"},
+    "spec": {"nodeName": "n1"},
+    "status": {"podIPs": [{"ip": "10.244.1.250"}]},
+}
+"""A pod that is nowhere, for `Shop.settle`: what its policy says can be seen in the kernel."""
+
 Record = dict[str, Any]
 
 
@@ -45,6 +54,7 @@ class Shop:
     web: Pod
     other: Pod
     free: Pod
+    _last: int = 0
 
     def grants(self, table: str = "egressd") -> str:
         """The table as nft prints it."""
@@ -52,19 +62,27 @@ class Shop:
 
     def policy(self, name: str, rules: str, subject: str = FOR_WEB) -> None:
         """Write a policy and, where the daemon runs, wait until it is in force."""
-        seen = len(self.changes(name))
         self.daemon.put_policy(name, subject + rules)
-        if self.running:
-            eventually(lambda: len(self.changes(name)) > seen, what=f"policy {name} in force\n{self.daemon.log()}")
+        self.settle()
 
     def drop_policy(self, name: str) -> None:
         """Delete a policy and wait until it is gone."""
-        seen = len(self.changes(name))
         self.daemon.remove(f"policy-{name.replace('/', '-')}")
-        eventually(lambda: len(self.changes(name)) > seen, what=f"policy {name} deleted")
+        self.settle()
 
-    def changes(self, name: str) -> list[Record]:
-        return [record for record in self.daemon.records("policy") if record.get("policy") == name]
+    def settle(self) -> None:
+        """Wait until everything in the objects folder is in the kernel: what is written after it is there."""
+        if self.running:
+            self._last += 1
+            mark = f"198.18.{self._last // 256}.{self._last % 256}"
+            self.daemon.put_policy("marks/mark", f"allow:\n- to: [{mark}]\n")
+            eventually(lambda: mark in self.grants(), what=f"the objects in force\n{self.daemon.log()}")
+
+    def subject(self, pod: Pod) -> int:
+        """The number of the subject that a pod belongs to in the kernel."""
+        found = re.search(rf"{re.escape(pod.v4)} comment \S+ : goto subject-(\d+)", self.grants())
+        assert found, self.grants()
+        return int(found[1])
 
     @property
     def running(self) -> bool:
@@ -118,6 +136,7 @@ def settled(node: Node, folder: Path, settings: Mapping[str, Any] | None = None)
     free = node.add_pod("shop/free-0")
     with Daemon(node, folder, settings) as daemon:
         daemon.put_pods()
+        daemon.put("mark", MARK)
         yield Shop(node, daemon, web, other, free)
 
 
@@ -228,10 +247,3 @@ def echoes(opened: socket.socket, octets: bytes = b"still here") -> bool:
         return opened.recv(len(octets)) == octets
     except OSError:
         return False
-
-
-def timed(action: Callable[[], object]) -> float:
-    """Seconds that something took."""
-    begun = time.monotonic()
-    action()
-    return time.monotonic() - begun

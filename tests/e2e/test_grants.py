@@ -172,14 +172,14 @@ def test_a_full_set_fails_closed(tmp_path: Path) -> None:
         shop.node.dns.zone.add("many.example.com", "A", *eight)
         shop.policy("shop/web", 'allow:\n- to: ["*.example.com"]\n  ports: [80/TCP]\n')
         assert addresses(ask(shop.web, "api.example.com")) == [API4]
-        small = "set inet egressd grant4-1 { typeof ip daddr . meta l4proto . th dport; flags timeout; size 3; }"
-        rule = "ip daddr . meta l4proto . th dport @grant4-1 accept"
+        number = shop.subject(shop.web)
+        chain, grants = f"inet egressd subject-{number}", f"inet egressd grant4-{number}"
         for command in (
-            "flush chain inet egressd subject-1",
-            "delete set inet egressd grant4-1",
-            f"add {small}",
-            f"add rule inet egressd subject-1 {rule}",
-            "add rule inet egressd subject-1 goto denied",
+            f"flush chain {chain}",
+            f"delete set {grants}",
+            f"add set {grants} {{ typeof ip daddr . meta l4proto . th dport; flags timeout; size 3; }}",
+            f"add rule {chain} ip daddr . meta l4proto . th dport @grant4-{number} accept",
+            f"add rule {chain} goto denied",
         ):
             shop.node.run(["nft", command], check=True)
         answer = ask(shop.web, "many.example.com")
@@ -196,7 +196,9 @@ def test_a_lost_set_fails_closed_and_heals(tmp_path: Path) -> None:
     """Somebody deletes a grant set: SERVFAIL, never an unusable address; the table is put right by itself."""
     with open_shop(tmp_path) as shop:
         shop.policy("shop/web", 'allow:\n- to: ["*.example.com"]\n  ports: [80/TCP]\n')
-        shop.node.run(["nft", "flush chain inet egressd subject-1; delete set inet egressd grant4-1"], check=True)
+        number = shop.subject(shop.web)
+        command = f"flush chain inet egressd subject-{number}; delete set inet egressd grant4-{number}"
+        shop.node.run(["nft", command], check=True)
         answer = ask(shop.web, "api.example.com")
         assert (rcode(answer), addresses(answer)) == ("SERVFAIL", [])
         eventually(lambda: rcode(ask(shop.web, "api.example.com")) == "NOERROR", what="the table put right")

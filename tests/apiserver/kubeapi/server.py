@@ -9,6 +9,7 @@ import json
 import socket
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,8 @@ class ApiServer:
         self.store = Store(self._wake)
         self.tokens: set[str] = set()
         self.requests: list[Request] = []
+        self.sent: Counter[str] = Counter()
+        """Octets of lists and events sent, by resource."""
         self.bookmark_s = 60.0
         self._listen = listen
         self._tls = tls
@@ -114,6 +117,7 @@ class ApiServer:
 
     def close(self) -> None:
         self.stop()
+        self._call(_end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -211,6 +215,7 @@ class ApiServer:
                 metadata |= {"continue": _token(self.store.revision, last), "remainingItemCount": left}
             body = {"kind": f"{RESOURCES[resource].kind}List", "apiVersion": RESOURCES[resource].version}
             text = json.dumps(body | {"metadata": metadata, "items": found[start : start + limit]}).encode()
+        self.sent[resource] += len(text)
         headers = {"Content-Type": "application/json"}
         if len(text) >= GZIP_FROM and "gzip" in request.headers.get("Accept-Encoding", ""):
             return web.Response(body=gzip.compress(text, 1), headers=headers | {"Content-Encoding": "gzip"})
@@ -236,14 +241,27 @@ class ApiServer:
         response.enable_chunked_encoding()
         await response.prepare(request)
         self._watchers.add(watcher)
+
+        async def write(line: bytes) -> None:
+            self.sent[resource] += len(line)
+            await response.write(line)
+
         try:
-            await watcher.run(response.write, self.bookmark_s)
+            await watcher.run(write, self.bookmark_s)
         except ConnectionError:
             return response
         finally:
             self._watchers.discard(watcher)
         await response.write_eof()
         return response
+
+
+async def _end_tasks() -> None:
+    """What clients left hanging."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _target(path: str) -> tuple[str, str, str]:
