@@ -406,7 +406,7 @@ class Ledger:
         return sorted(number for number in self._names if number != UNSELECTED_SUBJECT)
 
     def page(self, start: tuple[int, int], most: int, now: float) -> tuple[list[GrantView], tuple[int, int] | None]:
-        """Live grants, some `most` at a time, in an order of their own; and where the next page starts, None at the end.
+        """Live grants, some `most` at a time, in an order of their own, and where the next page starts (None: nowhere).
 
         `start` is (SUBJECT, 0) at first. What comes and goes between two pages may be missed or told twice.
         """

@@ -133,7 +133,7 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     flows: tuple[Tally, ...] = ()
     """Events that the kernel reported, not packets."""
     latency_us: tuple[int, ...] = ()
-    """Queries by time to answer: how many fell under each of `latency_bounds_us` but not the one before, and the rest."""
+    """Queries by time to answer: how many were within each of `latency_bounds_us` and not the one before; the rest."""
     latency_bounds_us: tuple[int, ...] = ()
     latency_sum_us: int = 0
     counters: dict[str, int] = {}
@@ -175,7 +175,7 @@ class Frames:
                 break
             try:
                 messages.append(self._decoder.decode(memoryview(buffer)[start + 4 : start + 4 + length]))
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # the latter for text that is not UTF-8
                 raise LinkError(f"a frame that is not understood: {error}") from error
             start += 4 + length
         del buffer[:start]

@@ -102,6 +102,8 @@ class Firewall:
     route_table: int = 20053
     log_group: int = 1986
     reject: bool = True
+    owner: bool = True
+    """Where the kernel can (6.9), no other tool changes or flushes the table while the daemon lives."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,25 @@ from egressd.names import parse_name, parse_pattern
 from egressd.schema.problem import did_you_mean, shown
 from egressd.schema.target import parse_target
 
-__all__ = ["Parameter", "choice", "destination", "flag", "name", "number", "pattern", "pod", "read", "since", "verdict"]
+__all__ = [
+    "Parameter",
+    "choice",
+    "destination",
+    "flag",
+    "name",
+    "namespace",
+    "number",
+    "pattern",
+    "pod",
+    "read",
+    "since",
+    "verdict",
+]
 
 MAX_TEXT: Final = 512
 """Characters of any value: a name has 253, a pod 317."""
 _POD: Final = re.compile(r"[a-z0-9.-]{1,253}/[a-z0-9.-]{1,253}\Z")
+_NAMESPACE: Final = re.compile(r"[a-z0-9-]{1,63}\Z")
 _AGO: Final = re.compile(r"([0-9]{1,9})([smhd])\Z")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -118,6 +132,18 @@ def pod(*, required: bool = False) -> Parameter:
 
     schema = {"type": "string", "pattern": f"^{_POD.pattern.removesuffix(chr(92) + 'Z')}$"}
     return Parameter("pod", "the pod, as NAMESPACE/NAME", read_pod, schema, required=required)
+
+
+def namespace() -> Parameter:
+    """A namespace."""
+
+    def read_namespace(text: str) -> str:
+        if not _NAMESPACE.match(text):
+            raise ValueError(f"{shown(text)} is no namespace")
+        return text
+
+    schema = {"type": "string", "pattern": "^[a-z0-9-]{1,63}$"}
+    return Parameter("namespace", "a namespace", read_namespace, schema)
 
 
 def name() -> Parameter:

@@ -7,13 +7,13 @@ no step blocks: a transaction with the kernel completes inside the system call.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import signal
+import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
@@ -21,19 +21,20 @@ from egressd import link, wire
 from egressd.agent.answers import Answers
 from egressd.agent.child import AuditQueue, Beginning, Child
 from egressd.agent.denials import Denials
-from egressd.agent.recovery import restore_grants
-from egressd.agent.roster import Moved, Roster
+from egressd.agent.enforcement import Enforcement
+from egressd.agent.preflight import check
+from egressd.agent.roster import Roster
 from egressd.agent.stats import Counted, stats
+from egressd.agent.succession import Door, Parcel, inherit
+from egressd.agent.watchdog import Watchdog
 from egressd.audit.lines import Renderer
-from egressd.errors import KernelError
+from egressd.errors import EgressError, EnvironmentProblem
 from egressd.exchange import Exchange, LastKnown, Parts
-from egressd.grants import Element, Ledger
-from egressd.kernel import Change, Kernel
-from egressd.kernel.conntrack import Conntrack, Entry
+from egressd.grants import Ledger
 from egressd.kernel.nflog import NflogReader
-from egressd.kernel.routes import install_routes
-from egressd.listen import Listener
+from egressd.listen import Endpoint, Listener
 from egressd.model import DnsRecord, FlowRecord, Reason, Verdict
+from egressd.names import Name
 from egressd.policy import ClusterFacts
 from egressd.upstream import Upstreams
 
@@ -49,6 +50,10 @@ TICK_S: Final = 0.1
 FLUSH_S: Final = 0.1
 EXPIRE_S: Final = 1.0
 STATS_S: Final = 1.0
+DRAIN_S: Final = 1.0
+"""How long queries in flight may hold up a hand-over; the rest are answered SERVFAIL, and asked again."""
+SETTLE_S: Final = 30.0
+"""A process that has just taken over keeps the place: two supervisors that each restart theirs would play ping-pong."""
 
 
 class Daemon:
@@ -62,25 +67,29 @@ class Daemon:
         self.known = LastKnown()
         self.facts = ClusterFacts(settings.cluster_cidrs, settings.cluster_domains, settings.in_cluster == "Enforce")
         self.roster = Roster(self.facts, self.ledger, self.known, intercept_all=settings.dns.intercept == "All")
-        self.kernel = Kernel(settings)
-        self.conntrack = Conntrack()
+        self.enforcement = Enforcement(settings, self.servers, self.roster, self.ledger, self.known, time.monotonic)
+        self.watchdog = Watchdog()
+        self.nflog: NflogReader | None = None
         self.renderer = Renderer(settings.node)
         self.queue = AuditQueue(settings.audit.queue, self._dropped_line)
         self.child = Child(arguments, self.queue, self._heard, self._child_lost)
         self.answers = Answers(self.roster, self.ledger, self.known, time.monotonic)
         self.serving = False
         self._flows: Counter[tuple[Verdict, Reason]] = Counter()
-        self._refusals: Counter[str] = Counter()
         self._started = time.time()
         self._mentioned: tuple[set[str], set[bytes]] = (set(), set())
         self._heard_updates = 0
-        self._dirty = False
         self._stop = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._taking_over: asyncio.Task[None] | None = None
+        self._door: Door | None = None
+        self._inherited_at = 0.0
 
     # -------------------------------------------------------------------------------------- life
 
     async def run(self, beginning: Beginning) -> None:
-        """Serve until SIGTERM or SIGINT."""
+        """Serve until SIGTERM or SIGINT, or until a successor does. Raises `EgressError` for what stops it."""
+        check()
         loop = asyncio.get_running_loop()
         self._build(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -94,10 +103,13 @@ class Daemon:
             loop.create_task(_every(EXPIRE_S, self._expire)),
             loop.create_task(_every(STATS_S, self._tell_stats)),
         ]
+        self.watchdog.start()
         await self._stop.wait()
         for timer in timers:
             timer.cancel()
         await self._close(loop)
+        if self._failure is not None:
+            raise self._failure
 
     def _build(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self.settings
@@ -116,9 +128,9 @@ class Daemon:
                 ledger=self.ledger,
                 known=self.known,
                 ask=self.upstreams.ask,
-                program=self._program,
+                program=self.enforcement.program,
                 loop_option=loop_option,
-                withdraw=self._withdraw,
+                withdraw=self.enforcement.withdraw,
                 record=self._record_dns,
                 clock=time.monotonic,
                 wall=time.time,
@@ -126,17 +138,22 @@ class Daemon:
         )
         self.listener = Listener(loop, settings, self.servers, self.exchange.receive)
         self.denials = Denials(self.roster.parties, self.known, self._record_flow, time.time)
-        self.nflog = NflogReader(settings.firewall.log_group, self.denials.report)
 
     async def _close(self, loop: asyncio.AbstractEventLoop) -> None:
         """Stop asking and answering; what is in the kernel stays, and enforces (dns.md, Staying up)."""
+        self.watchdog.stop()
+        if self._taking_over is not None and not self._taking_over.done():
+            self._taking_over.cancel()  # which hangs up: the older process serves again
+            await asyncio.wait([self._taking_over])
+        if self._door is not None:
+            self._door.close()
+        self.listener.close()
         if self.serving:
-            self.listener.close()
-            loop.remove_reader(self.nflog.fileno())
+            self._stop_reports(loop)
+        self.serving = False
+        self.enforcement.close(loop)
         self.upstreams.close()
         await self.child.close()
-        self.nflog.close()
-        self.kernel.close()
 
     # ---------------------------------------------------------------------------- the control side
 
@@ -151,9 +168,10 @@ class Daemon:
             gone_policies, gone_pods = self.roster.stale(*self._mentioned)
             if gone_policies or gone_pods:
                 self._update(link.Update(gone_policies=gone_policies, gone_pods=gone_pods))
-            self._serve()
-            self._confirm()
-            self.child.settled()
+            self._begin()
+            if self.serving:
+                self._confirm()
+                self.child.settled()
         elif isinstance(message, link.Ready):
             self._mentioned = (set(), set())
             self._heard_updates = 0
@@ -165,7 +183,7 @@ class Daemon:
 
     def _confirm(self) -> None:
         """Tell the control side that all it said so far is in the kernel, if it is."""
-        if self.serving and not self._dirty:
+        if self.serving and not self.enforcement.damage:
             self.child.send(link.Applied(self._heard_updates))
 
     def _child_lost(self) -> None:
@@ -177,18 +195,52 @@ class Daemon:
         if differing:
             log.warning("settings changed: %s; restart egressd to take them", ", ".join(differing))
 
-    def _serve(self) -> None:
-        """The world is known: take over table, routes and sockets from whoever had them before."""
-        if self.serving:
+    # ------------------------------------------------------------------------------------ taking over
+
+    def _begin(self) -> None:
+        """The world is known: begin to serve, as the first or as the heir of the process that does."""
+        if not self.serving and self._taking_over is None:
+            self._taking_over = asyncio.get_running_loop().create_task(self._take_over())
+            self._taking_over.add_done_callback(self._took_over)
+
+    async def _take_over(self) -> None:
+        loop = asyncio.get_running_loop()
+        heir = await inherit(loop, self.settings.firewall.table)
+        try:
+            for pod, address, names in heir.parcel.known:
+                for name in names:
+                    self.known.note(pod, Name(name), (address,))
+            await heir.check()
+            self._serve(loop, heir.parcel)
+            await heir.serve()
+            self._inherited_at = time.monotonic() if heir.follows else 0.0
+            if heir.place is not None:
+                self._door = Door(loop, heir.place, self)
+        finally:
+            heir.close()
+
+    def _took_over(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
             return
-        now = time.monotonic()
-        restored = restore_grants(self.kernel, self.roster, self.ledger, now)
-        self.kernel.install(self.roster.whole(now))
-        install_routes(self.settings, self.servers)
-        self.listener.open()
-        asyncio.get_running_loop().add_reader(self.nflog.fileno(), self.nflog.read_ready)
-        self.kernel.heartbeat()
+        error = task.exception()
+        if error is not None:
+            self._fail(error)
+            return
+        self._confirm()
+        self.child.settled()
+
+    def _serve(self, loop: asyncio.AbstractEventLoop, parcel: Parcel) -> None:
+        """Sockets first, as interception begins with the table; none is read before this returns."""
+        self.listener.open({Endpoint(*place): sock for place, sock in parcel.sockets.items()})
+        restored = self.enforcement.begin(loop)
+        self._read_reports(loop)
         self.serving = True
+        for sock, received in parcel.streams:
+            self.listener.adopt(sock, received)
+        for place, address, port, data in parcel.held:
+            client = self.listener.client(Endpoint(*place), address, port)
+            if client is not None:
+                self.exchange.receive(data, client)
         counts = self.roster.counts()
         log.info(
             "ready: %d pods, %d policies, %d subjects, %d grants taken over",
@@ -198,6 +250,70 @@ class Daemon:
             restored,
         )
 
+    def _read_reports(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.nflog = NflogReader(self.settings.firewall.log_group, self.denials.report)
+        loop.add_reader(self.nflog.fileno(), self.nflog.read_ready)
+
+    def _stop_reports(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.nflog is not None:
+            loop.remove_reader(self.nflog.fileno())
+            self.nflog.close()
+
+    def _fail(self, error: BaseException) -> None:
+        """End the process: what it says is the reason."""
+        self._failure = self._failure or error
+        self._stop.set()
+
+    # -------------------------------------------------------------------------------------- handing over
+
+    def unwilling(self) -> str:
+        """Why this process does not hand over now (succession.Estate)."""
+        if not self.serving:
+            return "it is starting itself"
+        if self._inherited_at and time.monotonic() - self._inherited_at < SETTLE_S:
+            return f"it took over from another one less than {SETTLE_S:g} s ago"
+        return ""
+
+    async def settle(self) -> Parcel:
+        """Finish what is in flight, `DRAIN_S` at most, and let go of everything but the sockets."""
+        loop = asyncio.get_running_loop()
+        self.listener.drain()
+        deadline = time.monotonic() + DRAIN_S
+        while self.exchange.in_flight and time.monotonic() < deadline:  # noqa: ASYNC110 - the hot path sets no events
+            await asyncio.sleep(0.002)
+        self.enforcement.beat()
+        self.serving = False
+        self.enforcement.release(loop)
+        self._stop_reports(loop)
+        held = []
+        for data, client in self.exchange.let_go():
+            if client.transport == "udp":
+                family = socket.AF_INET if len(client.address) == 4 else socket.AF_INET6
+                held.append(((int(family), client.server, "udp"), client.address, client.port, data))
+        return Parcel(
+            {(int(place.family), place.server, place.transport): sock for place, sock in self.listener.sockets.items()},
+            self.listener.connections(),
+            held,
+            [(pod, address, names) for (pod, address), names in self.known.entries()],
+        )
+
+    async def resume(self) -> None:
+        """The successor did not come: everything as before."""
+        loop = asyncio.get_running_loop()
+        try:
+            self.enforcement.reclaim(loop)
+            self._read_reports(loop)
+        except EgressError as error:
+            self._fail(error)
+            return
+        self.serving = True
+        self.listener.resume()
+
+    def depart(self) -> None:
+        """The successor serves: end with exit code 0."""
+        log.info("handed over; this process ends")
+        self._stop.set()
+
     # --------------------------------------------------------------------------------- the kernel
 
     def _update(self, update: link.Update) -> None:
@@ -206,63 +322,23 @@ class Daemon:
         if not self.serving:
             self.roster.settle(change)
             return
-        try:
-            self.kernel.apply(change)
-        except KernelError as error:
-            log.error("the kernel refused a change: %s; the whole state is written anew", error)
-            self._refusals["change"] += 1
-            self.ledger.doubt(change.grants)
-            self._dirty = True
+        self.enforcement.apply(change, now)
         fresh = self.roster.settle(change)
-        self._cut(moved, now)
+        self.enforcement.cut(moved, now)
         self.exchange.learned(fresh)
 
-    def _cut(self, moved: Moved, now: float) -> None:
-        """End live connections that lost their sanction: conntrack entries out, and both directions kept shut."""
-        unsanctioned: list[Entry] = []
-        for address in moved.gone | moved.cut:
-            if address in moved.gone or not self.roster.drains(address):
-                unsanctioned += [
-                    entry
-                    for entry in self.conntrack.entries(address)
-                    if not self.roster.sanctions(address, entry.destination, entry.protocol, entry.port, now)
-                ]
-        if not unsanctioned:
-            return
-        pairs = {(entry.source, entry.destination) for entry in unsanctioned if entry.source in self.roster.parties}
-        self.kernel.apply(Change(revoked=sorted(pairs)))
-        self.conntrack.delete(unsanctioned)
-
-    def _program(self, elements: Sequence[Element]) -> None:
-        try:
-            self.kernel.program(elements)
-        except KernelError as error:
-            if error.errno == errno.ENOENT:  # somebody else took a set, or the table: the next beat writes it anew
-                self._dirty = True
-            raise
-
-    def _withdraw(self, elements: Sequence[Element]) -> None:
-        try:
-            self.kernel.apply(Change(gone_grants=list(elements)))
-        except KernelError as error:
-            log.warning("the kernel kept %d elements that a bound pushed out: %s", len(elements), error)
-
     def _beat(self) -> None:
-        if not self.serving:
-            return
-        try:
-            if self._dirty:
-                self.kernel.install(self.roster.whole(time.monotonic()))
-                self._dirty = False
-                self._confirm()
-            self.kernel.heartbeat()
-        except KernelError as error:
-            log.error("heartbeat: %s; the table is written anew", error)
-            self._refusals["heartbeat"] += 1
-            self._dirty = True
+        if self.serving:
+            self.enforcement.beat()
 
     def _tick(self) -> None:
+        self.watchdog.beat()
         self.exchange.tick(time.monotonic())
+        try:
+            if self.enforcement.tick(asyncio.get_running_loop(), time.monotonic()):
+                self._confirm()
+        except EnvironmentProblem as error:
+            self._fail(error)
 
     def _expire(self) -> None:
         self.ledger.expire(time.monotonic())
@@ -290,9 +366,9 @@ class Daemon:
                 self.queue,
                 self.child,
                 self._flows,
-                self._refusals,
+                self.enforcement.counters,
             )
-            refused = "the kernel refused a change, the log says which; the table is written anew" * self._dirty
+            refused = self.enforcement.damage
             self.child.send(stats(parts, serving=self.serving, refused=refused, started=self._started))
 
     def _dropped_line(self, count: int) -> bytes:

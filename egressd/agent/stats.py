@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from egressd import link
 from egressd.exchange.tally import BOUNDS_US
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Counted", "stats"]
 
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
 
 class Counted(NamedTuple):
     """The parts that count."""
@@ -30,12 +35,12 @@ class Counted(NamedTuple):
     listener: Listener
     ledger: Ledger
     roster: Roster
-    nflog: NflogReader
+    nflog: NflogReader | None
     queue: AuditQueue
     child: Child
     flows: Mapping[tuple[Verdict, Reason], int]
     kernel: Mapping[str, int]
-    """Refusals of the kernel: of a `change`, of the `heartbeat`."""
+    """What the kernel refused, and what of it was mended (enforcement.py)."""
 
 
 def stats(parts: Counted, *, serving: bool, refused: str, started: float) -> link.Stats:
@@ -66,7 +71,7 @@ def _counters(parts: Counted) -> dict[str, int]:
         "kernel": parts.kernel,
     }
     counters = {f"{group}.{name}": count for group, counts in groups.items() for name, count in counts.items()}
-    counters["nflog.lost"] = parts.nflog.lost
+    counters["nflog.lost"] = parts.nflog.lost if parts.nflog is not None else 0
     counters["audit.dropped"] = parts.queue.dropped
     counters["control.restarts"] = parts.child.losses
     return counters
@@ -87,7 +92,15 @@ def _gauges(parts: Counted) -> dict[str, float]:
         "ledger.limit": parts.ledger.total,
         "audit.queued": len(parts.queue),
         "audit.limit": parts.queue.size,
+        "process.cpu_s": time.process_time(),
+        "process.resident": _resident(),
     }
+
+
+def _resident() -> int:
+    """Octets of memory of this process (proc(5), statm: the second field is resident pages)."""
+    with Path("/proc/self/statm").open(encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * _PAGE
 
 
 def _tallies(counts: Mapping[tuple[Verdict, Reason], int]) -> tuple[link.Tally, ...]:

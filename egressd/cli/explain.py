@@ -1,110 +1,122 @@
-"""`egressd explain`: the verdict for one pod and one destination, step by step, from manifests alone."""
+"""`egressd explain`: the verdict for one pod and one destination, step by step; from the daemon, or from manifests."""
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from egressd.cli import EXIT_NO
+from egressd.cli._daemon import Daemon, Refusal, daemon_options, output_option
 from egressd.cli._files import print_data, read_all, settings_of, sources
+from egressd.cli._table import table, width
 from egressd.errors import EnvironmentProblem, InvalidName
-from egressd.model import PROTOCOLS, Reason, Subject, Verdict
-from egressd.names import Name, parse_name
+from egressd.model import Subject, Verdict
 
 if TYPE_CHECKING:
     from egressd.model import Policy
     from egressd.policy import Explanation, Judge
     from egressd.schema import PodObject
+    from egressd.schema.target import Target
     from egressd.settings import Settings
 
-__all__ = ["Target", "command", "parse_target"]
+__all__ = ["command", "told"]
 
-_TARGET: Final = re.compile(
-    r"(?:\[(?P<v6>[^\]]*)\]|(?P<host>[^\[\]:/]*))(?::(?P<port>[0-9]{1,5}|\*))?(?:/(?P<protocol>[A-Za-z0-9]+))?\Z"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A destination as asked for: a name or a packed address, a port (-1: some port) and a protocol number."""
-
-    name: Name | None
-    address: bytes
-    port: int
-    protocol: int
-    asked: bool
-    """Whether a port or a protocol was given at all."""
-
-
-def parse_target(text: str) -> Target:
-    """Read NAME-or-IP[:PORT[/PROTO]]; IPv6 with a port goes in brackets. Raises `ValueError`, `InvalidName`."""
-    from egressd.schema import read_address
-
-    if text.count(":") > 1 and not text.startswith("["):
-        return Target(None, read_address(text), -1, PROTOCOLS["TCP"][0], asked=False)
-    found = _TARGET.match(text)
-    if not found or not (found["v6"] or found["host"]):
-        raise ValueError(f"{text!r} is no destination; write NAME-or-IP[:PORT[/PROTO]], IPv6 as [2001:db8::1]:443/tcp")
-    host = found["v6"] or found["host"]
-    port = -1 if found["port"] in {None, "*"} else int(found["port"])
-    if port == 0 or port > 65535:
-        raise ValueError(f"port {port} does not exist; ports are 1 to 65535")
-    asked = port >= 0 or found["protocol"] is not None
-    if found["v6"] or re.fullmatch("[0-9.]+", host):
-        address = read_address(host)
-        return Target(None, address, port, _protocol(found["protocol"], len(address) == 16), asked)
-    return Target(parse_name(host), b"", port, _protocol(found["protocol"], six=False), asked)
-
-
-def _protocol(text: str | None, six: bool) -> int:
-    upper = (text or "TCP").upper()
-    if upper not in PROTOCOLS:
-        raise ValueError(f"protocol {text!r} is none of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[upper][-1 if six else 0]
-
-
-# ---------------------------------------------------------------------------------------------- the verb
+WRONG: Final = (400, 404)
+"""Statuses that say the question was wrong: no such pod, no destination."""
+MOST: Final = 20
+"""Grants and sharers in a table."""
 
 
 @click.command(
     "explain",
-    epilog="Example: egressd explain --pod shop/web-0 --to s3.example:443/tcp --policies policies/ --pods pods.yaml",
+    epilog="Example: egressd explain --pod shop/web-0 --to s3.example:443/tcp; "
+    "without a daemon: … --policies policies/ --pods pods.yaml",
 )
 @click.option("--pod", required=True, metavar="NS/NAME", help="The pod that asks.")
 @click.option("--to", required=True, metavar="NAME-or-IP[:PORT[/PROTO]]", help="Where to; IPv6 as [2001:db8::1]:443.")
-@click.option("--policies", multiple=True, metavar="PATH", help="Policies: file or folder; may be repeated.")
-@click.option("--pods", multiple=True, metavar="PATH", help="Pods and Namespaces: file or folder; may be repeated.")
-@click.option("--config", type=click.Path(exists=True, dir_okay=False), help="Settings file, for what is in-cluster.")
-@click.option("--output", "-o", type=click.Choice(["table", "json", "yaml"]), default="table", help="How to print.")
+@click.option("--policies", multiple=True, metavar="PATH", help="Offline: policies, file or folder; may be repeated.")
+@click.option("--pods", multiple=True, metavar="PATH", help="Offline: Pods and Namespaces; may be repeated.")
+@daemon_options
+@output_option
 def command(
-    pod: str, to: str, policies: tuple[str, ...], pods: tuple[str, ...], config: str | None, output: str
+    daemon: Daemon, config: str | None, output: str, pod: str, to: str, policies: tuple[str, ...], pods: tuple[str, ...]
 ) -> None:
     """Say whether a pod may reach a destination, and which policy and rule decided.
 
-    Without a port: some port. Without a protocol: TCP. A bare policy document counts as one of the pod's namespace.
-    Exit code 0 if the destination is allowed (also where an Audit policy would deny it), 1 if it is denied.
+    Asks the running daemon, which knows the live grants too; with --policies and --pods it answers from files, and
+    --config then says what is inside the cluster. Without a port: some port. Without a protocol: TCP. A bare policy
+    document counts as one of the pod's namespace. Exit code 0 if the destination is allowed (also where an Audit
+    policy would deny it), 1 if it is denied.
     """
-    if not policies or not pods:
-        raise EnvironmentProblem(
-            "no daemon to ask: this version has no admin socket yet",
-            "answer from files instead, with --policies PATH and --pods PATH",
-        )
+    if bool(policies) != bool(pods):
+        raise click.UsageError("answering from files takes both --policies PATH and --pods PATH")
+    verdict = _offline(pod, to, policies, pods, config, output) if policies else _online(daemon, pod, to, output)
+    if verdict not in {Verdict.ALLOWED, Verdict.WOULD_DENY}:
+        sys.exit(EXIT_NO)
+
+
+# ------------------------------------------------------------------------------------------------------ online
+
+
+def _online(daemon: Daemon, pod: str, to: str, output: str) -> str:
+    try:
+        answer = daemon.get("/api/v1/explain", pod=pod, to=to)
+    except EnvironmentProblem as problem:
+        remedy = f"{problem.remedy}; or answer from files, with --policies PATH and --pods PATH"
+        raise EnvironmentProblem(problem.message, remedy) from None
+    except Refusal as refusal:
+        if refusal.status not in WRONG:
+            raise
+        raise click.UsageError(refusal.message) from None
+    if output == "table":
+        for line in told(answer, width()):
+            click.echo(line)
+    else:
+        print_data(answer, output)
+    return str(answer["verdict"])
+
+
+def told(answer: dict[str, Any], columns: int) -> Iterator[str]:
+    """The daemon's answer as text: the steps, what is open now, who else knows the addresses, and what to write."""
+    for number, step in enumerate(answer["steps"], 1):
+        yield from textwrap.wrap(f"{number:2}. {step}", columns, subsequent_indent="    ", break_long_words=False)
+    yield ""
+    grants, shared, allow = answer["grants"], answer["shared"], answer["allow"]
+    alive = [(each["name"], each["address"], each["ports"], f"{each['remaining_s']:.0f} s") for each in grants[:MOST]]
+    yield from table(("GRANT", "ADDRESS", "PORTS", "LEFT"), alive, columns) or ["no grant is alive"]
+    if len(grants) > MOST:
+        yield f"… and {len(grants) - MOST} more (-o json shows all)"
+    if shared:
+        yield ""
+        rows = [(each["address"], each["pod"], ", ".join(each["names"])) for each in shared[:MOST]]
+        yield from table(("SHARED ADDRESS", "POD", "KNOWN AS"), rows, columns)
+    if allow:
+        yield ""
+        yield from ([f"to allow it ({allow['note']}):", f"  {allow['yaml']}"] if allow["yaml"] else [allow["note"]])
+
+
+# ----------------------------------------------------------------------------------------------------- offline
+
+
+def _offline(
+    pod: str, to: str, policies: tuple[str, ...], pods: tuple[str, ...], config: str | None, output: str
+) -> str:
+    from egressd.schema.target import parse_target
+
     try:
         target = parse_target(to)
     except (ValueError, InvalidName) as error:
         raise click.BadParameter(str(error), param_hint="--to") from None
-    settings = settings_of(config)
-    world = _World(settings, pod.partition("/")[0])
+    world = _World(settings_of(config), pod.partition("/")[0])
     world.read([*policies, *pods])
     explanation = world.explain(pod, target)
     _print(explanation, output)
-    if explanation.decision.verdict not in {Verdict.ALLOWED, Verdict.WOULD_DENY}:
-        sys.exit(EXIT_NO)
+    return explanation.decision.verdict
 
 
 def _print(explanation: Explanation, output: str) -> None:
@@ -184,37 +196,11 @@ _HOST_NETWORK: Final = "the pod uses the node's network (hostNetwork), and is ne
 
 def _explained(judge: Judge, target: Target, host_network: bool) -> Explanation:
     from egressd.policy import UNSELECTED, Explanation
+    from egressd.policy.narrow import narrowed
 
     if host_network:
         return Explanation(UNSELECTED, (_HOST_NETWORK, "verdict: allowed (unselected)"))
     if target.name is None:
         return judge.explain_address(target.address, target.protocol, target.port)
     whole = judge.explain_name(target.name)
-    return _narrowed(judge, whole, target) if target.asked else whole
-
-
-def _narrowed(judge: Judge, whole: Explanation, target: Target) -> Explanation:
-    """The explanation of a name for one port of it: a name that is allowed may still have that port closed."""
-    from egressd.policy import Explanation, contains, ports_text
-    from egressd.policy.ports import point
-
-    decision = whole.decision
-    if decision.reason is not Reason.RULE or decision.verdict not in {Verdict.ALLOWED, Verdict.WOULD_DENY}:
-        return whole
-    asked, opened = ports_text(point(target.protocol, target.port)), ports_text(decision.ports)
-    *steps, verdict = whole.steps
-    steps.append(verdict.replace("verdict:", "the name itself:", 1))
-    if contains(decision.ports, target.protocol, target.port):
-        by = f' by rule "{decision.rule}" of {decision.policy}'
-        said = (f"{asked} is among its ports ({opened})", f"verdict: {decision.verdict} ({decision.reason}){by}")
-        return Explanation(decision, (*steps, *said))
-    closed = replace(
-        decision,
-        verdict=Verdict.DENIED if judge.enforced else Verdict.WOULD_DENY,
-        reason=Reason.NO_RULE,
-        policy="",
-        rule="",
-        ports=(),
-    )
-    said = (f"{asked} is not among its ports ({opened})", f"verdict: {closed.verdict} ({closed.reason})")
-    return Explanation(closed, (*steps, *said))
+    return narrowed(judge, whole, target.protocol, target.port) if target.asked else whole

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from egressd.audit import Renderer, Writer
@@ -25,13 +25,18 @@ MAX_BATCHES: Final = 8
 class Records:
     """Takes lines and records from the event loop and writes them in order, one batch at a time."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tap: Callable[[Lines], None] = lambda _: None) -> None:
+        self.written = 0
+        self.lost = 0
+        """Records in all, since we began."""
+        self._tap = tap
         self._waiting: asyncio.Queue[Lines | Settings | None] = asyncio.Queue(MAX_BATCHES)
         self._lost = 0
         self._take(settings)
 
     async def put(self, lines: Lines) -> None:
-        """Write rendered lines; waits while too many are waiting."""
+        """Write rendered lines, and hand them to `tap`; waits while too many are waiting."""
+        self._tap(lines)
         await self._waiting.put(lines)
 
     def tell(self, records: Sequence[PolicyRecord]) -> None:
@@ -39,10 +44,13 @@ class Records:
         if not records:
             return
         data = b"".join(map(self._renderer.policy_line, records))
+        lines = Lines(data, len(records))
+        self._tap(lines)
         try:
-            self._waiting.put_nowait(Lines(data, len(records)))
+            self._waiting.put_nowait(lines)
         except asyncio.QueueFull:
             self._lost += len(records)
+            self.lost += len(records)
 
     async def reopen(self, settings: Settings) -> None:
         """Close the file and go on as `settings` say; what came before is written first."""
@@ -69,7 +77,10 @@ class Records:
     async def _write(self, lines: Lines) -> None:
         if not await asyncio.to_thread(self._writer.write, lines.data, lines.count):
             self._lost += lines.count
-        elif self._lost:
+            self.lost += lines.count
+            return
+        self.written += lines.count
+        if self._lost:
             lost, self._lost = self._lost, 0
             line = self._renderer.dropped_line(lost, time.time())
             if not await asyncio.to_thread(self._writer.write, line, 0):

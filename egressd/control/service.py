@@ -19,12 +19,14 @@ from typing import Final
 
 from egressd.control.conditions import Condition, Conditions
 from egressd.control.denials import Denials
+from egressd.control.memory import Memory
+from egressd.control.observe import Observe
 from egressd.control.privileges import LAST_WORDS_S
 from egressd.control.records import Records
 from egressd.control.sources import Said, Source, open_source
 from egressd.control.world import News, Step, World, frames
 from egressd.errors import EgressError, LinkError
-from egressd.link import Applied, Frames, Lines, Ready, Reload, Synced, Up, encode
+from egressd.link import Answer, Applied, Frames, Lines, Ready, Reload, Stats, Synced, Up, encode
 from egressd.model import PolicyRecord
 from egressd.schema import Problem, has_errors
 from egressd.settings import Settings
@@ -75,13 +77,29 @@ class Service:
         """As stated, and completed by the source."""
         self._source = source
         self._read = read
-        self._world = World(settings)
+        self._memory = Memory(settings)
+        self._world = World(settings, self._memory.recall())
         self._conditions = Conditions()
         self._denials = Denials()
         self._updates = 0
         """Updates said since `Ready`."""
         self._synced = False
         self._reload = False
+        self._observe = Observe(self)
+        self._voice = asyncio.Lock()
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @property
+    def world(self) -> World:
+        return self._world
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """Audit records written, and lost on the way to the disk."""
+        return self._records.written, self._records.lost
 
     @property
     def state(self) -> State:
@@ -91,9 +109,10 @@ class Service:
     async def run(self, link: socket.socket) -> None:
         """Tell and listen until the other end hangs up, then write what is still to be written."""
         link.setblocking(False)
-        self._records = Records(self._settings)
+        self._records = Records(self._settings, self._observe.feed.put)
         writing = asyncio.create_task(self._records.run())
         listening, telling = asyncio.create_task(self._listen(link)), asyncio.create_task(self._tell(link))
+        observing = asyncio.create_task(self._observe.serve(lambda ask: self._send(link, [encode(ask)])))
         running = {writing, listening, telling}
         try:
             while not listening.done():
@@ -102,9 +121,9 @@ class Service:
                     task.result()
         finally:
             signal.alarm(LAST_WORDS_S)  # whatever a disk or a huge file does now: nobody waits for us any more
-            for task in (listening, telling):
+            for task in (observing, listening, telling):
                 task.cancel()
-            await asyncio.gather(listening, telling, return_exceptions=True)
+            await asyncio.gather(observing, listening, telling, return_exceptions=True)
             await self._source.close()
             await self._records.close()
             await writing
@@ -120,6 +139,8 @@ class Service:
                     case Lines():
                         await self._records.put(message)
                         self._mention(message.data)
+                    case Stats() | Answer():
+                        self._observe.hear(message)
                     case Applied():
                         self._conditions.programmed(message.updates, time.time())
                     case Reload():
@@ -142,39 +163,55 @@ class Service:
                     await self._tell_world(link)
                 self._reload = False
                 await self._reread()
-                await self._records.reopen(self._settings)
+                await self._records.reopen(self._stated)
 
     async def _tell_world(self, link: socket.socket) -> None:
         """Say everything, then every change, until the settings are to be read again."""
-        await _send(link, [encode(Ready(self._settings))])
+        await self._send(link, [encode(Ready(self._settings))])
         told = False
         async with aclosing(self._source.changes()) as changes:
             async for said in changes:
-                step = await asyncio.to_thread(self._world.replace, said.objects, said.servers)
+                step = await asyncio.to_thread(self._take, said)
                 await (self._tell_change(link, step) if told else self._tell_everything(link, step))
                 told = True
                 self._report(said, step)
                 if self._reload:
                     return
 
+    def _take(self, said: Said) -> Step:
+        """Take in what a source says, and remember what is in force for the next start."""
+        step = self._world.replace(said.objects, said.servers)
+        self._world.forget()
+        self._memory.keep(self._world.policies)
+        return step
+
     async def _tell_everything(self, link: socket.socket, step: Step) -> None:
         self._conditions.take(step, 0, time.time())
-        self._updates = await _send(link, frames(self._world.everything()))
+        self._updates = await self._send(link, frames(self._world.everything()))
         self._conditions.begin(list(self._world.policies), self._updates, time.time())
-        await _send(link, [encode(Synced())])
+        await self._send(link, [encode(Synced())])
         self._synced = True
 
     async def _tell_change(self, link: socket.socket, step: Step) -> None:
-        number = self._updates + (await _send(link, frames(step.update)) if step.update is not None else 0)
+        number = self._updates + (await self._send(link, frames(step.update)) if step.update is not None else 0)
         self._updates = number
         self._conditions.take(step, number, time.time())
+
+    async def _send(self, link: socket.socket, messages: Iterable[bytes]) -> int:
+        """Say messages, as fast as they are taken; returns how many they were. Questions come between them."""
+        loop, count = asyncio.get_running_loop(), 0
+        for message in messages:
+            async with self._voice:
+                await loop.sock_sendall(link, message)
+            count += 1
+        return count
 
     def _settle(self, settings: Settings) -> None:
         """Take settings that the source completed, and build the world anew where it depends on what changed."""
         old, self._settings = self._settings, settings
         if _scope(settings) != _scope(old):
             same_home = settings.policy_namespace == old.policy_namespace
-            world = World(settings, self._world.policies if same_home else None)
+            world = World(settings, self._world.remembered if same_home else None)
             world.replace(self._world.sources, self._world.servers)
             self._world = world
 
@@ -187,7 +224,7 @@ class Service:
                 await self._source.close()
                 same_home = settings.policy_namespace == self._stated.policy_namespace
                 self._source = source
-                self._world = World(self._settings, self._world.policies if same_home else None)
+                self._world = World(self._settings, self._world.remembered if same_home else None)
         except EgressError as error:
             _say([str(error), "egressd: the settings stay as they were"])
             return
@@ -221,15 +258,6 @@ def _refusals(news: Iterable[News]) -> dict[tuple[str, str], list[Problem]]:
 def _scope(settings: Settings) -> object:
     """The settings that a world is made with."""
     return settings.node, settings.policy_namespace, settings.dns
-
-
-async def _send(link: socket.socket, messages: Iterable[bytes]) -> int:
-    """Say messages, as fast as they are taken; returns how many they were."""
-    loop, count = asyncio.get_running_loop(), 0
-    for message in messages:
-        await loop.sock_sendall(link, message)
-        count += 1
-    return count
 
 
 async def _received(loop: asyncio.AbstractEventLoop, link: socket.socket) -> bytes:

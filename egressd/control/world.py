@@ -103,6 +103,20 @@ class World:
         )
 
     @property
+    def entries(self) -> tuple[PodEntry, ...]:
+        """Every address, with its pod and the policies that select it."""
+        return tuple(self._entries.values())
+
+    @property
+    def remembered(self) -> dict[str, Policy]:
+        """Policies in force, and those that were good before this world began: the memory of another world."""
+        return self._memory | self.policies
+
+    def forget(self) -> None:
+        """All objects there are have been said: a remembered policy whose document is not there is gone."""
+        self._memory.clear()
+
+    @property
     def sources(self) -> dict[str, Sequence[Manifest]]:
         """What each key holds, to build another world from."""
         return self._objects.sources

@@ -210,6 +210,13 @@ class Exchange:
         else:
             self._refuse_unknown(data, client, started, RATE_LIMITED)
 
+    def let_go(self) -> list[tuple[bytes, Client]]:
+        """Queries of pods not yet known, for another process to take up; here they are forgotten."""
+        held = [(data, client) for waiting in self._held.values() for _, data, client in waiting]
+        self._held.clear()
+        self._waiting = 0
+        return held
+
     def learned(self, addresses: Iterable[bytes]) -> None:
         """Pods with these addresses are known now: what they asked meanwhile is taken up."""
         for address in addresses:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from egressd.model import PodIdentity
     from egressd.names import Name
     from egressd.policy import Judge
@@ -121,6 +123,10 @@ class LastKnown:
     def names(self, pod: bytes, address: bytes) -> tuple[Name, ...]:
         """The same or, where this pod asked for none, the names by which any pod of the node learned it."""
         return self._by_pod.get((pod, address)) or self._by_address.get(address, ())
+
+    def entries(self) -> Iterable[tuple[tuple[bytes, bytes], tuple[Name, ...]]]:
+        """Everything known: (pod, address) and names."""
+        return self._by_pod.items()
 
     def forget(self, pod: bytes) -> None:
         """The pod is gone; its address may be another's tomorrow."""

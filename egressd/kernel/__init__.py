@@ -8,7 +8,9 @@ from two threads.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from pyroute2.netlink import NLM_F_CREATE
@@ -21,8 +23,10 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
 )
 
 from egressd.errors import EnvironmentProblem, KernelError
+from egressd.kernel.bridge.table import BridgeTable
 from egressd.kernel.change import Change, ChangeWriter, rule_message
-from egressd.kernel.comments import COMMENT, user_data
+from egressd.kernel.comments import COMMENT, INSTANCE, user_data
+from egressd.kernel.compare import difference, rules_of
 from egressd.kernel.elements import (
     GrantWriter,
     SetHeaders,
@@ -35,8 +39,17 @@ from egressd.kernel.expr import IPV4, IPV6, NF_ACCEPT
 from egressd.kernel.netlink import Channel, Message, Refused, be32, blob, nested, pack_batch, string
 from egressd.kernel.probe import missing, refuse_kernel
 from egressd.kernel.sets import NODE_SETS, PORTED, blocks_of, create_set
-from egressd.kernel.state import Installed, LiveGrant, PodElement, Snapshot, installed, snapshot, table_comment
-from egressd.kernel.template import Chain, base_chains
+from egressd.kernel.state import (
+    Installed,
+    LiveGrant,
+    PodElement,
+    Snapshot,
+    TableFacts,
+    installed,
+    snapshot,
+    table_facts,
+)
+from egressd.kernel.template import Chain, base_chains, subject_chain
 from egressd.model import Address, Block
 
 if TYPE_CHECKING:
@@ -50,18 +63,30 @@ SCHEMA: Final = f"{OURS}1"
 """Comment of the table: whose it is, and of which version."""
 REINSTALL: Final = "install the table again"
 HEARTBEAT_MS: Final = 3000
+INSTALL_TRIES: Final = 3
+"""Once more without the flags of an owner, and once more if the table went away between looking and writing."""
 PORTED_PROTOCOLS: Final = (6, 17, 33, 132, 136)
 """TCP, UDP, DCCP, SCTP, UDP-Lite."""
 EVERYWHERE: Final = tuple(Block(Address(bytes(length)), Address(b"\xff" * length)) for length in (4, 16))
 RESYNC: Final = frozenset({errno.ENOENT, errno.EEXIST, errno.EBUSY})
 """Errors that mean: the table is not what we believe."""
+OWNED: Final = 0x2 | 0x4
+"""NFT_TABLE_F_OWNER and _PERSIST (6.9): only our socket writes, and what it wrote outlives it, open to the next.
+Owner without persist (5.12) would take the table away with the process, and is never used."""
+UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
 
 
 class Kernel:
     """The table of one node. `install` first; every method raises `KernelError` where it says nothing else."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, owner: bool = False) -> None:
+        """`owner`: where the kernel can, let nobody else write to the table for as long as this socket is open."""
         self._settings = settings
+        self._flags = OWNED if owner else 0
+        self._instance = os.urandom(8)
+        self._base: dict[str, int] = {}
+        self._foreign = -1
+        """Commits to nf_tables that are not ours, as last counted."""
         self._table = settings.firewall.table
         self._channel = Channel()
         self._headers = SetHeaders(self._table)
@@ -69,29 +94,44 @@ class Kernel:
         self._grants = GrantWriter(self._headers)
         self._state = Installed()
         beats = [element(bytes((family,)), lifetime_ms=HEARTBEAT_MS) for family in (NFPROTO_IPV4, NFPROTO_IPV6)]
-        self._beat = pack_batch(renew_elements(self._headers.named("heartbeat"), beats))
+        self.bridge = BridgeTable(lambda: self._channel, self._table, self._table_message)
+        self._beats = list(renew_elements(self._headers.named("heartbeat"), beats))
+        self._beat = pack_batch(self._beats)
 
-    def install(self, change: Change | None = None) -> None:
+    def install(self, change: Change | None = None, *, beating: bool = False) -> None:
         """Create the table with its chains, node-level sets and, if given, a first `change`, in one transaction.
 
-        A table of ours that is there already is replaced. Raises `EnvironmentProblem` without the right to, on a
+        A table of ours that is there already, of whatever schema, is replaced. `beating`: interception is on from the
+        start, so that no query passes by between two versions. Raises `EnvironmentProblem` without the right to, on a
         kernel that lacks a feature (each is named), and if the table of that name is somebody else's.
         """
-        self._check_owner()
+        for _ in range(INSTALL_TRIES):
+            try:
+                self._state = self._replace(change, beating=beating)
+            except Refused as error:
+                if error.errno == errno.ENOENT:
+                    continue  # it went away after we looked
+                if error.errno not in UNSUPPORTED or not self._flags:
+                    raise self._diagnose(error) from error
+                self._flags = 0
+            else:
+                return
+        raise KernelError("the table was taken away while it was being written", errno.EAGAIN)
+
+    def _replace(self, change: Change | None, *, beating: bool) -> Installed:
+        """One transaction: the old table out, the new one in. What is owned cannot be added twice, so look first."""
+        there = self._check_ours()
         state = Installed()
-        messages = [
-            self._table_message(NFT_MSG_NEWTABLE),
-            self._table_message(NFT_MSG_DELTABLE),
-            self._table_message(NFT_MSG_NEWTABLE),
-            *self._node_messages(),
-        ]
+        messages = [self._table_message(NFT_MSG_DELTABLE)] if there else []
+        messages += [self._table_message(NFT_MSG_NEWTABLE), *self._node_messages()]
         if change is not None:
             messages += self._changes.messages(change, state, renew=True)
-        try:
-            self._channel.transact(messages)
-        except Refused as error:
-            raise self._diagnose(error) from error
-        self._state = state
+        if beating:
+            messages += [Message(*body, "begin the heartbeat") for body in self._beats]
+        bindings = self.bridge.carried(state.pods)
+        self._channel.transact(messages + self.bridge.anew(bindings))
+        self.bridge.wrote(bindings)
+        return state
 
     def apply(self, change: Change) -> None:
         """Make a change, all of it or, raising `KernelError`, nothing of it. Its grants may be there already.
@@ -143,43 +183,99 @@ class Kernel:
         return snapshot(self._channel, self._table)
 
     def remove(self) -> None:
-        """Delete our table; nothing happens if there is none, or if it is not ours."""
-        if not _is_ours(self._owner()):
+        """Delete our tables; nothing happens if there is none, or if it is not ours."""
+        messages = [self._table_message(NFT_MSG_DELTABLE)] if _is_ours(self._facts()) else []
+        messages += self.bridge.removal()
+        if not messages:
             return
         try:
-            self._channel.transact([self._table_message(NFT_MSG_DELTABLE)])
+            self._channel.transact(messages)
         except Refused as error:
             if error.errno != errno.ENOENT:
                 raise self._diagnose(error) from error
         self._state = Installed()
+        self.bridge.wrote(None)
+
+    @property
+    def pods(self) -> Mapping[bytes, PodElement]:
+        """The pods that the table has, by address."""
+        return self._state.pods
 
     def close(self) -> None:
         """Close the socket; the table stays, and enforces."""
         self._channel.close()
 
+    # ------------------------------------------------------------------------------------ others' hands
+
+    @property
+    def port(self) -> int:
+        """Our netlink port: what the kernel calls the author of our changes, for `Watch.ignore`."""
+        return self._channel.port
+
+    def reopen(self) -> None:
+        """Open the socket again after `close`."""
+        self._channel.close()
+        self._channel = Channel()
+        self.bridge.wrote(None)
+
+    def untouched(self) -> bool:
+        """Whether nobody but us has committed anything to nf_tables since this was last asked (NFT_MSG_GETGEN)."""
+        generation, commits = self._channel.generation(), self._channel.commits
+        theirs = (generation - commits) & 0xFFFFFFFF
+        same, self._foreign = theirs == self._foreign, theirs
+        return same
+
+    def usurped(self) -> bool:
+        """Whether another run of egressd has written the table since we did."""
+        facts = self._facts()
+        return facts is not None and facts.instance != self._instance
+
+    def difference(self) -> str:
+        """What somebody else changed, in words; empty if nothing that names and numbers show (compare.py)."""
+        try:
+            return difference(self._channel, self._table, self._state, self._base) or self.bridge.differs()
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return "the table, or a set of it, is gone"
+
     def _read_installed(self) -> Installed:
-        if not _is_ours(self._owner()):
+        if not _is_ours(self._facts()):
             raise KernelError(
                 f"the table inet {self._table} is gone: another program removed it", errno.ENOENT, REINSTALL
             )
-        return installed(self._channel, self._table)
+        if self.usurped():
+            raise KernelError(f"the table inet {self._table} was written anew by another egressd", errno.EPERM)
+        found = installed(self._channel, self._table)
+        rules = rules_of(self._channel, self._table)
+        found.rules = {subject: rules.get(subject_chain(subject), 0) for subject in found.subjects}
+        return found
 
     # ----------------------------------------------------------------------------------------- installing
 
-    def _owner(self) -> str | None:
-        """The comment of the table, None if there is none. Raises `EnvironmentProblem` without the right to look."""
+    def _facts(self) -> TableFacts | None:
+        """Whose the table is, None if there is none. Raises `EnvironmentProblem` without the right to look."""
         try:
-            return table_comment(self._channel, self._table)
+            return table_facts(self._channel, self._table)
         except KernelError as error:
             raise self._diagnose(error) from error
 
-    def _check_owner(self) -> None:
-        comment = self._owner()
-        if comment is not None and not _is_ours(comment):
+    def _check_ours(self) -> bool:
+        """Whether the table is there; one that is not ours is an `EnvironmentProblem`."""
+        facts = self._facts()
+        if facts is None:
+            return False
+        if not _is_ours(facts):
             raise EnvironmentProblem(
                 f"a table inet {self._table} is there already, and egressd did not make it",
                 f"choose another name with firewall.table, or delete it: nft delete table inet {self._table}",
             )
+        if facts.owner not in (0, self.port):
+            raise EnvironmentProblem(
+                f"the table inet {self._table} belongs to an egressd that is still running",
+                "stop that one first; two daemons on a node need different tables, marks and route tables",
+            )
+        return True
 
     def _diagnose(self, error: KernelError) -> KernelError | EnvironmentProblem:
         """What stands behind a refusal while installing."""
@@ -195,12 +291,15 @@ class Kernel:
         """Create or delete the table."""
         if kind == NFT_MSG_DELTABLE:
             return Message(kind, 0, string(1, self._table), f"delete table inet {self._table}")
-        body = string(1, self._table) + blob(6, user_data(COMMENT, SCHEMA))
+        instance = struct.pack("BB", INSTANCE, len(self._instance)) + self._instance
+        flags = be32(2, self._flags) if self._flags else b""
+        body = string(1, self._table) + flags + blob(6, user_data(COMMENT, SCHEMA) + instance)
         return Message(kind, NLM_F_CREATE, body, f"create table inet {self._table}")
 
     def _node_messages(self) -> list[Message]:
         """Node-level sets and what the settings put into them, base chains, rules."""
         chains = base_chains(self._settings)
+        self._base = {chain.name: len(chain.rules) for chain in chains}
         out = [create_set(self._table, spec) for spec in NODE_SETS]
         for name, entries in self._node_elements():
             for kind, flags, body in add_elements(self._headers.named(name), entries):
@@ -235,5 +334,5 @@ class Kernel:
         return Message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, b"".join(parts), f"create chain {chain.name}")
 
 
-def _is_ours(comment: str | None) -> bool:
-    return comment is not None and comment.startswith(OURS)
+def _is_ours(facts: TableFacts | None) -> bool:
+    return facts is not None and facts.comment.startswith(OURS)

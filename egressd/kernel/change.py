@@ -142,6 +142,7 @@ class ChangeWriter:
 
     def _remove_subject(self, subject: int, state: Installed) -> Iterator[Message]:
         names = state.subjects.pop(subject, None)
+        state.rules.pop(subject, None)
         self._headers.forget(subject)
         if names is None:
             return
@@ -163,8 +164,9 @@ class ChangeWriter:
         new = [spec for spec in (*grants, *rules) if spec.name not in kept]
         yield from (create_set(self._table, spec) for spec in new)
         yield from self._addresses(subject, plan)
-        for rule in subject_rules(subject, plan, local=self._local):
-            yield rule_message(self._table, subject_chain(subject), rule)
+        rules_now = subject_rules(subject, plan, local=self._local)
+        yield from (rule_message(self._table, subject_chain(subject), rule) for rule in rules_now)
+        state.rules[subject] = len(rules_now)
         state.subjects[subject] = {spec.name for spec in (*grants, *rules)}
 
     def _addresses(self, subject: int, plan: Plan) -> Iterator[Message]:

@@ -10,7 +10,16 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Final
 
-__all__ = ["COMMENT", "NFT_COMMENT_MAX", "SET_COMMENT", "read_comment", "user_data"]
+__all__ = [
+    "COMMENT",
+    "COMMENT_MAX",
+    "INSTANCE",
+    "NFT_COMMENT_MAX",
+    "SET_COMMENT",
+    "read_comment",
+    "read_datum",
+    "user_data",
+]
 
 COMMENT: Final = 0
 """NFTNL_UDATA_{TABLE,CHAIN,RULE,SET_ELEM}_COMMENT."""
@@ -18,11 +27,15 @@ SET_COMMENT: Final = 7
 """NFTNL_UDATA_SET_COMMENT."""
 CONTINUED: Final = 200
 """Our own type: the rest of a comment longer than nft reads."""
+INSTANCE: Final = 201
+"""Our own type, of the table: which run of the daemon wrote it."""
 NFT_COMMENT_MAX: Final = 128
 """Octets of a comment that nft reads (NFTNL_UDATA_COMMENT_MAXLEN)."""
 USER_DATA_MAX: Final = 254
 """Octets of user data an element keeps; 256 are dropped without a word."""
 REST_MAX: Final = USER_DATA_MAX - (2 + NFT_COMMENT_MAX + 1) - 2
+COMMENT_MAX: Final = NFT_COMMENT_MAX + REST_MAX
+"""Octets of the longest comment; one of this length may have been cut."""
 
 _FORBIDDEN: Final = {**dict.fromkeys([*range(32), 127], " "), ord('"'): "'"}
 
@@ -50,11 +63,21 @@ def _cut(octets: bytes, limit: int) -> bytes:
 
 def read_comment(data: bytes, kind: int = COMMENT) -> str:
     """The comment in user data, continued part included; empty if there is none."""
+    parts = _parts(data)
+    head = parts.get(kind, b"").rstrip(b"\0")
+    return (head + parts.get(CONTINUED, b"")).decode(errors="replace")
+
+
+def read_datum(data: bytes, kind: int) -> bytes:
+    """The octets of one type in user data; empty if there are none."""
+    return _parts(data).get(kind, b"")
+
+
+def _parts(data: bytes) -> dict[int, bytes]:
     parts = {}
     offset = 0
     while offset + 2 <= len(data):
         size = data[offset + 1]
         parts[data[offset]] = data[offset + 2 : offset + 2 + size]
         offset += 2 + size
-    head = parts.get(kind, b"").rstrip(b"\0")
-    return (head + parts.get(CONTINUED, b"")).decode(errors="replace")
+    return parts

@@ -45,6 +45,7 @@ __all__ = [
     "UDP",
     "Family",
     "add_to",
+    "compare",
     "destination_prefix",
     "dport",
     "family_in",
@@ -53,9 +54,13 @@ __all__ = [
     "jump",
     "limit",
     "log",
+    "lookup",
     "mark_has",
     "mark_set",
+    "masked",
     "matches",
+    "meta",
+    "payload",
     "protocol_in",
     "protocol_is",
     "tproxy",
@@ -106,7 +111,7 @@ IPV6: Final = Family(6, NFPROTO_IPV6, 16, 8, "ipv6_addr")
 # ------------------------------------------------------------------------------------------- building blocks
 
 
-def _expression(name: str, *parts: bytes) -> bytes:
+def expression(name: str, *parts: bytes) -> bytes:
     return nested(1, string(1, name), nested(2, *parts))
 
 
@@ -114,35 +119,35 @@ def _value(kind: int, value: bytes) -> bytes:
     return nested(kind, blob(1, value))
 
 
-def _compare(value: bytes, operator: Cmp = Cmp.NFT_CMP_EQ, register: int = REGISTER) -> bytes:
-    return _expression("cmp", be32(1, register), be32(2, operator), _value(3, value))
+def compare(value: bytes, operator: Cmp = Cmp.NFT_CMP_EQ, register: int = REGISTER) -> bytes:
+    return expression("cmp", be32(1, register), be32(2, operator), _value(3, value))
 
 
-def _meta(key: Meta, register: int = REGISTER) -> bytes:
-    return _expression("meta", be32(1, register), be32(2, key))
+def meta(key: Meta, register: int = REGISTER) -> bytes:
+    return expression("meta", be32(1, register), be32(2, key))
 
 
-def _payload(base: int, offset: int, length: int, register: int = REGISTER) -> bytes:
-    return _expression("payload", be32(1, register), be32(2, base), be32(3, offset), be32(4, length))
+def payload(base: int, offset: int, length: int, register: int = REGISTER) -> bytes:
+    return expression("payload", be32(1, register), be32(2, base), be32(3, offset), be32(4, length))
 
 
-def _masked(mask: bytes, flip: bytes) -> bytes:
+def masked(mask: bytes, flip: bytes) -> bytes:
     """register = (register & mask) ^ flip"""
-    return _expression(
+    return expression(
         "bitwise", be32(1, REGISTER), be32(2, REGISTER), be32(3, len(mask)), _value(4, mask), _value(5, flip)
     )
 
 
-def _lookup(name: str, *extra: bytes) -> bytes:
-    return _expression("lookup", string(1, name), be32(2, REGISTER), *extra)
+def lookup(name: str, *extra: bytes) -> bytes:
+    return expression("lookup", string(1, name), be32(2, REGISTER), *extra)
 
 
 def _family(family: Family) -> bytes:
-    return _meta(Meta.NFT_META_NFPROTO) + _compare(bytes((family.protocol,)))
+    return meta(Meta.NFT_META_NFPROTO) + compare(bytes((family.protocol,)))
 
 
 def _protocol(number: int) -> bytes:
-    return _meta(Meta.NFT_META_L4PROTO) + _compare(bytes((number,)))
+    return meta(Meta.NFT_META_L4PROTO) + compare(bytes((number,)))
 
 
 def _host32(value: int) -> bytes:
@@ -168,40 +173,40 @@ def _load(family: Family, key: Key) -> bytes:
     register = REGISTER
     for part in key:
         if part == "saddr":
-            parts.append(_payload(NETWORK_HEADER, family.source, family.length, register))
+            parts.append(payload(NETWORK_HEADER, family.source, family.length, register))
         elif part == "daddr":
-            parts.append(_payload(NETWORK_HEADER, family.destination, family.length, register))
+            parts.append(payload(NETWORK_HEADER, family.destination, family.length, register))
         elif part == "l4proto":
-            parts.append(_meta(Meta.NFT_META_L4PROTO, register))
+            parts.append(meta(Meta.NFT_META_L4PROTO, register))
         else:
-            parts.append(_payload(TRANSPORT_HEADER, 2, 2, register))
+            parts.append(payload(TRANSPORT_HEADER, 2, 2, register))
         register += family.length // 4 if part in ("saddr", "daddr") else 1
     return b"".join(parts)
 
 
 def matches(family: Family, key: Key, name: str, *, negated: bool = False) -> bytes:
     """`ip daddr @cluster4`, or `ip daddr != @resolvers4`."""
-    return _load(family, key) + _lookup(name, *([be32(5, LOOKUP_INVERTED)] if negated else []))
+    return _load(family, key) + lookup(name, *([be32(5, LOOKUP_INVERTED)] if negated else []))
 
 
 def vmap(family: Family, key: Key, name: str) -> bytes:
     """`ip saddr vmap @pods4`: the verdict that the map holds for the key, if it holds one."""
-    return _load(family, key) + _lookup(name, be32(3, 0))
+    return _load(family, key) + lookup(name, be32(3, 0))
 
 
 def add_to(family: Family, key: Key, name: str) -> bytes:
     """`add @seen4 { … }`; the rule ends here if the set is full, so no verdict may stand behind it."""
-    return _load(family, key) + _expression("dynset", string(1, name), be32(3, 0), be32(4, REGISTER))
+    return _load(family, key) + expression("dynset", string(1, name), be32(3, 0), be32(4, REGISTER))
 
 
 def family_in(name: str, *, negated: bool = False) -> bytes:
     """`meta nfproto @heartbeat`"""
-    return _meta(Meta.NFT_META_NFPROTO) + _lookup(name, *([be32(5, LOOKUP_INVERTED)] if negated else []))
+    return meta(Meta.NFT_META_NFPROTO) + lookup(name, *([be32(5, LOOKUP_INVERTED)] if negated else []))
 
 
 def protocol_in(name: str, *, negated: bool = False) -> bytes:
     """`meta l4proto @ported`"""
-    return _meta(Meta.NFT_META_L4PROTO) + _lookup(name, *([be32(5, LOOKUP_INVERTED)] if negated else []))
+    return meta(Meta.NFT_META_L4PROTO) + lookup(name, *([be32(5, LOOKUP_INVERTED)] if negated else []))
 
 
 # ------------------------------------------------------------------------------------------------- matches
@@ -209,19 +214,19 @@ def protocol_in(name: str, *, negated: bool = False) -> bytes:
 
 def destination_prefix(family: Family, prefix: bytes) -> bytes:
     """`ip daddr 224.0.0.0/24`: the first whole octets of the destination."""
-    return _family(family) + _payload(NETWORK_HEADER, family.destination, len(prefix)) + _compare(prefix)
+    return _family(family) + payload(NETWORK_HEADER, family.destination, len(prefix)) + compare(prefix)
 
 
 def interface(pattern: str) -> bytes:
     """`iifname "eni*"`: a name, or how names begin."""
     if pattern.endswith("*"):
-        return _meta(Meta.NFT_META_IIFNAME) + _compare(pattern[:-1].encode())
-    return _meta(Meta.NFT_META_IIFNAME) + _compare(pattern.encode().ljust(16, b"\0"))
+        return meta(Meta.NFT_META_IIFNAME) + compare(pattern[:-1].encode())
+    return meta(Meta.NFT_META_IIFNAME) + compare(pattern.encode().ljust(16, b"\0"))
 
 
 def dport(protocol: int, port: int) -> bytes:
     """`udp dport 53`"""
-    return _protocol(protocol) + _payload(TRANSPORT_HEADER, 2, 2) + _compare(port.to_bytes(2, "big"))
+    return _protocol(protocol) + payload(TRANSPORT_HEADER, 2, 2) + compare(port.to_bytes(2, "big"))
 
 
 def protocol_is(number: int) -> bytes:
@@ -231,45 +236,45 @@ def protocol_is(number: int) -> bytes:
 
 def mark_has(bits: int) -> bytes:
     """`meta mark & BITS == BITS`"""
-    return _meta(Meta.NFT_META_MARK) + _masked(_host32(bits), _host32(0)) + _compare(_host32(bits))
+    return meta(Meta.NFT_META_MARK) + masked(_host32(bits), _host32(0)) + compare(_host32(bits))
 
 
 TCP: Final = TCP_NUMBER
 UDP: Final = UDP_NUMBER
-NOT_TCP: Final = _meta(Meta.NFT_META_L4PROTO) + _compare(bytes((TCP_NUMBER,)), Cmp.NFT_CMP_NEQ)
+NOT_TCP: Final = meta(Meta.NFT_META_L4PROTO) + compare(bytes((TCP_NUMBER,)), Cmp.NFT_CMP_NEQ)
 """`meta l4proto != tcp`"""
 NOT_ONLY_SYN: Final = (
     _protocol(TCP_NUMBER)
-    + _payload(TRANSPORT_HEADER, 13, 1)
-    + _masked(b"\x17", b"\0")
-    + _compare(b"\x02", Cmp.NFT_CMP_NEQ)
+    + payload(TRANSPORT_HEADER, 13, 1)
+    + masked(b"\x17", b"\0")
+    + compare(b"\x02", Cmp.NFT_CMP_NEQ)
 )
 """`tcp flags != syn / fin,syn,rst,ack`"""
 ESTABLISHED: Final = (
-    _expression("ct", be32(1, REGISTER), be32(2, CT_STATE))
-    + _masked(_host32(2 | 4), _host32(0))
-    + _compare(_host32(0), Cmp.NFT_CMP_NEQ)
+    expression("ct", be32(1, REGISTER), be32(2, CT_STATE))
+    + masked(_host32(2 | 4), _host32(0))
+    + compare(_host32(0), Cmp.NFT_CMP_NEQ)
 )
 """`ct state established,related`"""
-ORIGINAL: Final = _expression("ct", be32(1, REGISTER), be32(2, CT_DIRECTION)) + _compare(b"\0")
+ORIGINAL: Final = expression("ct", be32(1, REGISTER), be32(2, CT_DIRECTION)) + compare(b"\0")
 """`ct direction original`"""
-ELSEWHERE: Final = _expression(
+ELSEWHERE: Final = expression(
     "fib", be32(1, REGISTER), be32(2, FIB_RESULT_OIF), be32(3, FIB_SADDR | FIB_IIF | FIB_PRESENT)
-) + _compare(b"\0\0\0\0")
+) + compare(b"\0\0\0\0")
 """`fib saddr . iif oif missing`: the way back to the source does not lead through the interface it came from."""
-ON_LINK: Final = _expression(
+ON_LINK: Final = expression(
     "fib", be32(1, REGISTER), be32(2, FIB_RESULT_OIF), be32(3, FIB_DADDR | FIB_IIF | FIB_PRESENT)
-) + _compare(b"\x01\0\0\0")
+) + compare(b"\x01\0\0\0")
 """`fib daddr . iif oif exists`: the destination is reached through the interface the packet came from."""
-ADDRESS_LOCAL: Final = _expression(
-    "fib", be32(1, REGISTER), be32(2, FIB_RESULT_ADDRTYPE), be32(3, FIB_DADDR)
-) + _compare(_host32(RTN_LOCAL))
+ADDRESS_LOCAL: Final = expression("fib", be32(1, REGISTER), be32(2, FIB_RESULT_ADDRTYPE), be32(3, FIB_DADDR)) + compare(
+    _host32(RTN_LOCAL)
+)
 """`fib daddr type local`: the destination is an address of this node."""
 LINK_DISCOVERY: Final = (
     _family(IPV6)
     + _protocol(ICMPV6_NUMBER)
-    + _payload(TRANSPORT_HEADER, 0, 1)
-    + _expression("range", be32(1, REGISTER), be32(2, 0), _value(3, b"\x85"), _value(4, b"\x89"))
+    + payload(TRANSPORT_HEADER, 0, 1)
+    + expression("range", be32(1, REGISTER), be32(2, 0), _value(3, b"\x85"), _value(4, b"\x89"))
 )
 """`icmpv6 type nd-router-solicit-nd-redirect`: neighbour and router discovery (133 to 137, RFC 4861 section 4)."""
 
@@ -283,7 +288,7 @@ def verdict_data(kind: int, code: int, chain: str = "") -> bytes:
 
 
 def _verdict(code: int, chain: str = "") -> bytes:
-    return _expression("immediate", be32(1, 0), verdict_data(2, code, chain))
+    return expression("immediate", be32(1, 0), verdict_data(2, code, chain))
 
 
 def goto(chain: str) -> bytes:
@@ -297,18 +302,18 @@ def jump(chain: str) -> bytes:
 ACCEPT: Final = _verdict(NF_ACCEPT)
 DROP: Final = _verdict(NF_DROP)
 RETURN: Final = _verdict(NFT_RETURN)
-COUNTER: Final = _expression("counter", be64(1, 0), be64(2, 0))
-NOTRACK: Final = _expression("notrack")
-RESET: Final = _expression("reject", be32(1, REJECT_TCP_RESET), blob(2, b"\0"))
+COUNTER: Final = expression("counter", be64(1, 0), be64(2, 0))
+NOTRACK: Final = expression("notrack")
+RESET: Final = expression("reject", be32(1, REJECT_TCP_RESET), blob(2, b"\0"))
 """`reject with tcp reset`"""
-REJECT: Final = _expression("reject", be32(1, REJECT_ICMPX), blob(2, bytes((ICMPX_ADMIN_PROHIBITED,))))
+REJECT: Final = expression("reject", be32(1, REJECT_ICMPX), blob(2, bytes((ICMPX_ADMIN_PROHIBITED,))))
 """`reject with icmpx admin-prohibited`"""
 
 
 def mark_set(bits: int) -> bytes:
     """`meta mark set meta mark | BITS`"""
-    combine = _meta(Meta.NFT_META_MARK) + _masked(_host32(~bits & 0xFFFFFFFF), _host32(bits))
-    return combine + _expression("meta", be32(2, Meta.NFT_META_MARK), be32(3, REGISTER))
+    combine = meta(Meta.NFT_META_MARK) + masked(_host32(~bits & 0xFFFFFFFF), _host32(bits))
+    return combine + expression("meta", be32(2, Meta.NFT_META_MARK), be32(3, REGISTER))
 
 
 def tproxy(family: Family, port: int) -> bytes:
@@ -316,20 +321,20 @@ def tproxy(family: Family, port: int) -> bytes:
     behind = REGISTER + family.length // 4
     return (
         _family(family)
-        + _payload(NETWORK_HEADER, family.destination, family.length)
-        + _expression("immediate", be32(1, behind), _value(2, port.to_bytes(2, "big")))
-        + _expression("tproxy", be32(1, family.protocol), be32(2, REGISTER), be32(3, behind))
+        + payload(NETWORK_HEADER, family.destination, family.length)
+        + expression("immediate", be32(1, behind), _value(2, port.to_bytes(2, "big")))
+        + expression("tproxy", be32(1, family.protocol), be32(2, REGISTER), be32(3, behind))
     )
 
 
 def limit(rate: int, burst: int) -> bytes:
     """`limit rate RATE/second burst BURST packets`"""
-    return _expression("limit", be64(1, rate), be64(2, 1), be32(3, burst), be32(4, 0), be32(5, 0))
+    return expression("limit", be64(1, rate), be64(2, 1), be32(3, burst), be32(4, 0), be32(5, 0))
 
 
 def log(prefix: str, group: int) -> bytes:
     """`log prefix "denied" group 1986`: an NFLOG event. Group and threshold are 16 bits wide."""
-    return _expression(
+    return expression(
         "log",
         blob(1, group.to_bytes(2, "big")),
         string(2, prefix),

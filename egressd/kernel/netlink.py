@@ -29,7 +29,7 @@ from pyroute2.netlink import (
     SOL_NETLINK,
 )
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
-from pyroute2.netlink.nfnetlink.nftsocket import NFPROTO_INET
+from pyroute2.netlink.nfnetlink.nftsocket import NFPROTO_INET, NFT_MSG_GETGEN
 from pyroute2.netns import create_socket
 
 from egressd.errors import EnvironmentProblem, KernelError
@@ -114,12 +114,13 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 class Message(NamedTuple):
-    """One message of a batch: `kind` is NFT_MSG_…, `about` says in an error what was tried."""
+    """One message of a batch: `kind` is NFT_MSG_…, `about` says in an error what was tried, `family` whose table."""
 
     kind: int
     flags: int
     body: bytes
     about: str
+    family: int = NFPROTO_INET
 
 
 class Refusal(NamedTuple):
@@ -162,19 +163,37 @@ def pack_batch(bodies: Iterable[tuple[int, int, bytes]]) -> Batch:
     return Batch(b"".join(parts), sequence)
 
 
+def _pack_messages(messages: Sequence[Message]) -> Batch:
+    """A batch that may be about tables of several families: each message says its own (nfgen_family)."""
+    batch = pack_batch((message.kind, message.flags, message.body) for message in messages)
+    data = bytearray(batch.data)
+    offset = len(_BEGIN)
+    for message in messages:
+        data[offset + 16] = message.family
+        offset += HEADER.size + len(message.body)
+    return Batch(bytes(data), batch.last)
+
+
 class Channel:
     """One netlink socket to nf_tables, used by one thread, synchronously."""
 
     def __init__(self) -> None:
         self._socket = _open()
         self._send_buffer = SEND_BUFFER
+        self.commits = 0
+        """Transactions of ours that the kernel has taken."""
+
+    @property
+    def port(self) -> int:
+        """The address of our end (nlmsg_pid): the author of a change as others are told."""
+        return int(self._socket.getsockname()[0])
 
     def close(self) -> None:
         self._socket.close()
 
     def transact(self, messages: Sequence[Message]) -> None:
         """Commit messages as one transaction. Raises `Refused`, which says at what, and then nothing changed."""
-        batch = pack_batch((message.kind, message.flags, message.body) for message in messages)
+        batch = _pack_messages(messages)
         refusals = self.commit(batch)
         if refusals:
             raise Refused(_explain(messages, refusals), refusals)
@@ -195,10 +214,17 @@ class Channel:
             except OSError as error:
                 raise self._lost(error) from error
             if _read_errors(data, refusals) == batch.last:
+                self.commits += not refusals
                 return refusals
         if not refusals:
             raise self._lost(None)
         return refusals
+
+    def generation(self) -> int:
+        """The number of the ruleset: one more with every transaction of anybody (NFT_MSG_GETGEN)."""
+        self._send(HEADER.pack(20, _SUBSYSTEM | NFT_MSG_GETGEN, NLM_F_REQUEST, 1, 0, 0, 0, 0))
+        (found,) = _messages(self._socket.recv(RECEIVE_SIZE))
+        return int.from_bytes(dict(attributes(found[2][4:])).get(1, b""), "big")
 
     def _send(self, data: bytes) -> None:
         if len(data) > self._send_buffer - 4096:
@@ -218,16 +244,16 @@ class Channel:
         reason = error.strerror if error is not None else "no acknowledgement"
         return KernelError(f"the outcome of a transaction is unknown: {reason}", errno.EIO)
 
-    def dump(self, kind: int, body: bytes) -> list[bytes]:
+    def dump(self, kind: int, body: bytes, family: int = NFPROTO_INET) -> list[bytes]:
         """Every object of one kind, as the attributes of its message. Raises `KernelError` (ENOENT: no such table)."""
         for _ in range(DUMP_TRIES):
-            found, whole = self._dump_once(kind, body)
+            found, whole = self._dump_once(kind, body, family)
             if whole:
                 return found
         raise KernelError("nf_tables changed faster than it could be read", errno.EINTR)
 
-    def _dump_once(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
-        header = HEADER.pack(20 + len(body), _SUBSYSTEM | kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0, NFPROTO_INET, 0, 0)
+    def _dump_once(self, kind: int, body: bytes, family: int) -> tuple[list[bytes], bool]:
+        header = HEADER.pack(20 + len(body), _SUBSYSTEM | kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0, family, 0, 0)
         self._send(header + body)
         found: list[bytes] = []
         whole = True

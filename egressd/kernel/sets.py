@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pyroute2.netlink import NLM_F_CREATE
 from pyroute2.netlink.nfnetlink.nftsocket import (
+    DATA_TYPE_IFNAME,
     DATA_TYPE_INET_PROTOCOL,
     DATA_TYPE_INET_SERVICE,
+    DATA_TYPE_INTEGER,
     DATA_TYPE_IP6ADDR,
     DATA_TYPE_IPADDR,
     DATA_TYPE_NFPROTO,
@@ -73,6 +75,8 @@ FIELDS: Final = {
     "inet_proto": Field(DATA_TYPE_INET_PROTOCOL, 1, NETWORK_ORDER),
     "inet_service": Field(DATA_TYPE_INET_SERVICE, 2, NETWORK_ORDER),
     "nf_proto": Field(DATA_TYPE_NFPROTO, 1, HOST_ORDER),
+    "ifname": Field(DATA_TYPE_IFNAME, 16, HOST_ORDER),
+    "integer128": Field(DATA_TYPE_INTEGER, 16, NETWORK_ORDER),
 }
 
 
@@ -88,6 +92,8 @@ class SetKind:
     timeout_ms: int = 0
     """Default lifetime of elements, 0 for none."""
     counters: bool = False
+    typeof: bytes = b""
+    """User data that describes a key whose type has no name (nft's `typeof`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +134,7 @@ def create_set(table: str, spec: SetSpec) -> Message:
     if kind.timeout_ms:
         parts.append(be64(11, kind.timeout_ms))
     order = 0 if concat else fields[0].order
-    parts.append(blob(13, _orders(order, verdicts=kind.verdicts) + user_data(SET_COMMENT, spec.comment)))
+    parts.append(blob(13, _orders(order, verdicts=kind.verdicts) + kind.typeof + user_data(SET_COMMENT, spec.comment)))
     if kind.counters:
         parts.append(blob(17 | NESTED, COUNTER[4:]))
     return Message(NFT_MSG_NEWSET, NLM_F_CREATE, b"".join(parts), f"create set {spec.name}")

@@ -12,19 +12,30 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from pyroute2.netlink.nfnetlink.nftsocket import (
+    NFPROTO_INET,
     NFT_MSG_GETCHAIN,
     NFT_MSG_GETSET,
     NFT_MSG_GETSETELEM,
     NFT_MSG_GETTABLE,
 )
 
-from egressd.kernel.comments import read_comment
+from egressd.kernel.comments import INSTANCE, read_comment, read_datum
 from egressd.kernel.elements import DATA, EXPIRATION, KEY, KEY_END, USER_DATA
 from egressd.kernel.netlink import Channel, attributes, string
 from egressd.kernel.sets import grant_set, parse_instance_set
 from egressd.model import PortSpan
 
-__all__ = ["Installed", "LiveGrant", "PodElement", "Snapshot", "installed", "snapshot", "table_comment"]
+__all__ = [
+    "Installed",
+    "LiveGrant",
+    "PodElement",
+    "Snapshot",
+    "TableFacts",
+    "installed",
+    "plain_addresses",
+    "snapshot",
+    "table_facts",
+]
 
 _SUBJECT: Final = re.compile(r"subject-(\d+)\Z")
 GRANT_KINDS: Final = ("port", "any", "range")
@@ -61,6 +72,16 @@ class Snapshot:
     subjects: dict[int, str]
     pods: tuple[PodElement, ...]
     grants: tuple[LiveGrant, ...]
+    revoked: tuple[tuple[bytes, bytes], ...] = ()
+    """(pod, destination) pairs that are kept shut after a cut."""
+
+
+class TableFacts(NamedTuple):
+    """What the table says of itself. `owner` is the netlink port of the process that owns it, 0 if none does."""
+
+    comment: str
+    instance: bytes
+    owner: int
 
 
 @dataclass(slots=True)
@@ -70,17 +91,21 @@ class Installed:
     subjects: dict[int, set[str]] = field(default_factory=dict)
     """Names of the sets of each instance."""
     pods: dict[bytes, PodElement] = field(default_factory=dict)
+    rules: dict[int, int] = field(default_factory=dict)
+    """How many rules the chain of each instance has."""
 
     def copy(self) -> Installed:
-        return Installed({subject: set(names) for subject, names in self.subjects.items()}, dict(self.pods))
+        subjects = {subject: set(names) for subject, names in self.subjects.items()}
+        return Installed(subjects, dict(self.pods), dict(self.rules))
 
 
-def table_comment(channel: Channel, table: str) -> str | None:
-    """The comment of the table, None if there is no such table."""
-    for body in channel.dump(NFT_MSG_GETTABLE, b""):
+def table_facts(channel: Channel, table: str, family: int = NFPROTO_INET) -> TableFacts | None:
+    """Whose the table is; None if there is no such table."""
+    for body in channel.dump(NFT_MSG_GETTABLE, b"", family):
         found = dict(attributes(body))
         if _text(found.get(1, b"")) == table:
-            return read_comment(found.get(6, b""))
+            data = found.get(6, b"")
+            return TableFacts(read_comment(data), read_datum(data, INSTANCE), int.from_bytes(found.get(7, b""), "big"))
     return None
 
 
@@ -108,7 +133,15 @@ def snapshot(channel: Channel, table: str) -> Snapshot:
                 name = grant_set(family, subject, kind)
                 for _ in range(2 if name in names else 0):
                     grants.update((grant[:4], grant) for grant in _grants(channel, table, name, subject, kind))
-    return Snapshot(subjects, tuple(_pods(channel, table)), tuple(grants.values()))
+    revoked = tuple(_revoked(channel, table, names))
+    return Snapshot(subjects, tuple(_pods(channel, table)), tuple(grants.values()), revoked)
+
+
+def _revoked(channel: Channel, table: str, names: set[str]) -> Iterator[tuple[bytes, bytes]]:
+    for name, length in (("revoked4", 4), ("revoked6", 16)):
+        for entry in _elements(channel, table, name) if name in names else ():
+            key = _key(entry[KEY])
+            yield key[:length], key[length:]
 
 
 def _text(value: bytes) -> str:
@@ -133,12 +166,13 @@ def _set_names(channel: Channel, table: str) -> Iterator[str]:
 
 
 def _elements(channel: Channel, table: str, name: str) -> Iterator[dict[int, bytes]]:
-    """The attributes of each element of a set."""
+    """The attributes of each element of a set that has a key: another hand's catch-all element has none."""
     for body in channel.dump(NFT_MSG_GETSETELEM, string(1, table) + string(2, name)):
         for kind, value in attributes(body):
-            if kind == 3:
-                for _, entry in attributes(value):
-                    yield dict(attributes(entry))
+            for _, entry in attributes(value) if kind == 3 else ():
+                found = dict(attributes(entry))
+                if KEY in found:
+                    yield found
 
 
 def _key(value: bytes) -> bytes:
@@ -156,6 +190,11 @@ def _pods(channel: Channel, table: str) -> Iterator[PodElement]:
             )
 
 
+def plain_addresses(channel: Channel, table: str, stem: str) -> set[bytes]:
+    """The keys of a node-level set of addresses, both families."""
+    return {_key(entry[KEY]) for family in (4, 6) for entry in _elements(channel, table, f"{stem}{family}")}
+
+
 def _target(data: bytes) -> int | None:
     """The subject an element of a verdict map goes to."""
     verdict = dict(attributes(dict(attributes(data)).get(2, b"")))
@@ -165,9 +204,12 @@ def _target(data: bytes) -> int | None:
 
 def _grants(channel: Channel, table: str, name: str, subject: int, kind: str) -> Iterator[LiveGrant]:
     length = 4 if name.startswith("grant4") else 16
+    size = length if kind == "any" else length + 8
     for entry in _elements(channel, table, name):
         key = _key(entry[KEY])
         end = _key(entry[KEY_END]) if KEY_END in entry else key
+        if len(key) != size or len(end) != size:
+            continue  # a set of that name and another type is not ours
         span = None if kind == "any" else _span(key[length:], end[length:])
         remaining = int.from_bytes(entry.get(EXPIRATION, b""), "big")
         if remaining:

@@ -10,7 +10,7 @@ from egressd.listen.client import MAX_DRAIN, Handler, pack
 from egressd.listen.sockets import IP_PKTINFO
 from egressd.wire import MAX_QUERY
 
-__all__ = ["DatagramReader", "ForeignReader"]
+__all__ = ["DatagramReader", "ForeignReader", "datagram_client"]
 
 READ_SIZE: Final = MAX_QUERY + 1
 """One octet more than is legal, so that what is too long is seen to be so."""
@@ -50,6 +50,16 @@ class _ForeignClient(_DatagramClient):
             self._socket.sendmsg([data], [_source(self.server)], 0, self._peer)
         except OSError:
             self._counters["udp_send_errors"] += 1
+
+
+def datagram_client(
+    sock: socket.socket, server: bytes, address: bytes, port: int, counters: dict[str, int]
+) -> _DatagramClient:
+    """The way back to a client by what is known of it; `sock` may be the server's own or the wildcard socket."""
+    host = socket.inet_ntop(sock.family, address)
+    peer = (host, port) if sock.family == socket.AF_INET else (host, port, 0, 0)
+    wildcard = not any(pack(sock.getsockname()[0]))
+    return (_ForeignClient if wildcard else _DatagramClient)(sock, server, address, peer, counters)
 
 
 class DatagramReader:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from egressd.errors import EnvironmentProblem
-from egressd.listen.client import Handler
-from egressd.listen.datagrams import DatagramReader, ForeignReader
-from egressd.listen.sockets import Endpoint, endpoints, open_endpoint
+from egressd.listen.client import Client, Handler
+from egressd.listen.datagrams import DatagramReader, ForeignReader, datagram_client
+from egressd.listen.sockets import Endpoint, endpoints, open_endpoint, renew_marks
 from egressd.listen.streams import Connections
 from egressd.settings import Settings
 
@@ -64,7 +64,11 @@ class Listener:
         firewall = self._settings.firewall
         try:
             for endpoint in endpoints(self._servers, self._settings.dns.foreign == "Answer"):
-                sock = adopted.get(endpoint) or open_endpoint(endpoint, firewall.answer_mark, firewall.intercept_mark)
+                sock = adopted.get(endpoint)
+                if sock is not None:
+                    renew_marks(sock, endpoint, firewall.answer_mark, firewall.intercept_mark)
+                else:
+                    sock = open_endpoint(endpoint, firewall.answer_mark, firewall.intercept_mark)
                 if sock is not None:
                     self._sockets[endpoint] = sock
         except EnvironmentProblem:
@@ -74,14 +78,33 @@ class Listener:
             self._read(endpoint, sock)
 
     def drain(self) -> None:
-        """Take no new query from UDP and no new connection; answers to what came before can still be sent.
+        """Take no new query, from no socket and no connection: what comes waits in the kernel, for whoever reads next.
 
-        For the old process of a hand-over, once the new one reads the same sockets. `close` follows.
+        Answers to what came before can still be sent. For the old process of a hand-over; `close` or `resume` follows.
         """
         for sock in self._reading:
             self._loop.remove_reader(sock.fileno())
         self._reading.clear()
-        self._connections.stop_listening()
+        self._connections.pause()
+
+    def resume(self) -> None:
+        """Read everything again, after a `drain` that led to nothing."""
+        for endpoint, sock in self._sockets.items():
+            self._read(endpoint, sock)
+        self._connections.resume()
+
+    def connections(self) -> list[tuple[socket.socket, bytes]]:
+        """Open connections that can change hands, as none awaits an answer; each with what came of its next query."""
+        return self._connections.quiet()
+
+    def adopt(self, sock: socket.socket, received: bytes) -> None:
+        """Go on with a connection from an older process's `connections`."""
+        self._connections.adopt(sock, received)
+
+    def client(self, endpoint: Endpoint, address: bytes, port: int) -> Client | None:
+        """The way back for a UDP query that an older process took in and did not answer; None without its socket."""
+        sock = self._sockets.get(endpoint) or self._sockets.get(endpoint._replace(server=b""))
+        return None if sock is None else datagram_client(sock, endpoint.server, address, port, self.counters)
 
     def close(self) -> None:
         """Close every socket and connection; safe to call again."""

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from egressd.errors import EnvironmentProblem
 from egressd.model import address_text
 
-__all__ = ["IP_PKTINFO", "Endpoint", "endpoints", "open_endpoint"]
+__all__ = ["IP_PKTINFO", "Endpoint", "endpoints", "open_endpoint", "renew_marks"]
 
 PORT: Final = 53
 RECEIVE_BUFFER: Final = 4 * 1024 * 1024
@@ -70,6 +70,16 @@ def open_endpoint(endpoint: Endpoint, answer_mark: int, intercept_mark: int) -> 
     except OSError as error:
         if error.errno == errno.EAFNOSUPPORT and not endpoint.server:
             return None
+        raise _explain(endpoint, error) from error
+
+
+def renew_marks(opened: socket.socket, endpoint: Endpoint, answer_mark: int, intercept_mark: int) -> None:
+    """Give a socket from an older process today's marks. Raises `EnvironmentProblem`."""
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, answer_mark)
+        if not endpoint.server:
+            _heed_only_marked(opened, intercept_mark)
+    except OSError as error:
         raise _explain(endpoint, error) from error
 
 

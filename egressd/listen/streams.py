@@ -65,6 +65,30 @@ class Connections:
             self.loop.remove_reader(sock.fileno())
         self._listening.clear()
 
+    def pause(self) -> None:
+        """Accept and read no more: what comes waits in the kernel. Answers can still be sent."""
+        self.stop_listening()
+        for connection in self._open:
+            connection.pause()
+
+    def resume(self) -> None:
+        """Read the open connections again; listening sockets are the caller's to give back."""
+        for connection in tuple(self._open):
+            connection.resume()
+
+    def quiet(self) -> list[tuple[socket.socket, bytes]]:
+        """Open connections that await no answer, and what came of their next queries; they stay ours until closed."""
+        return [connection.state for connection in self._open if connection.is_quiet]
+
+    def adopt(self, sock: socket.socket, received: bytes) -> None:
+        """Go on with a connection that an older process had, from what it had `received` of the next queries."""
+        try:
+            peer = sock.getpeername()
+        except OSError:  # the client is gone
+            sock.close()
+            return
+        self._admit(sock, peer, received)
+
     def close(self) -> None:
         self.stop_listening()
         for connection in tuple(self._open):
@@ -103,7 +127,7 @@ class Connections:
         if listening in self._listening:
             self.listen(listening)
 
-    def _admit(self, sock: socket.socket, peer: tuple[Any, ...]) -> None:
+    def _admit(self, sock: socket.socket, peer: tuple[Any, ...], received: bytes = b"") -> None:
         address = pack(peer[0])
         held = self._by_client.get(address, 0)
         if held >= self._per_client or len(self._open) >= MAX_CONNECTIONS:
@@ -112,7 +136,7 @@ class Connections:
             return
         self.counters["tcp_connections"] += 1
         self._by_client[address] = held + 1
-        self._open.add(_Connection(self, sock, address, peer[1]))
+        self._open.add(_Connection(self, sock, address, peer[1], received))
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
@@ -132,6 +156,7 @@ class _Connection:
         "_closed",
         "_ended",
         "_owner",
+        "_paused",
         "_received",
         "_socket",
         "_unsent",
@@ -144,19 +169,38 @@ class _Connection:
 
     transport: str = "tcp"
 
-    def __init__(self, owner: Connections, sock: socket.socket, address: bytes, port: int) -> None:
+    def __init__(self, owner: Connections, sock: socket.socket, address: bytes, port: int, received: bytes) -> None:
         sock.setblocking(False)
         self._owner = owner
         self._socket = sock
-        self._received = bytearray()
+        self._received = bytearray(received)
         self._unsent = bytearray()
-        self._closed = self._ended = False
+        self._closed = self._ended = self._paused = False
         self.address = address
         self.port = port
         self.server = pack(sock.getsockname()[0])
         self.unanswered = 0
         self.idle_since = owner.loop.time()
         owner.loop.add_reader(sock.fileno(), self._readable)
+        if received:
+            owner.loop.call_soon(self._read_frames)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it awaits no answer and nothing is left to be sent."""
+        return not self._ended and not self._unsent and self.unanswered <= 0
+
+    @property
+    def state(self) -> tuple[socket.socket, bytes]:
+        return self._socket, bytes(self._received)
+
+    def pause(self) -> None:
+        self._paused = True
+        self._owner.loop.remove_reader(self._socket.fileno())
+
+    def resume(self) -> None:
+        self._paused = False
+        self._go_on()
 
     def send(self, data: bytes) -> None:
         """Frame and send an answer; a connection that is gone, or never reads, loses it."""
@@ -258,7 +302,7 @@ class _Connection:
         self._owner.loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        if self._closed:
+        if self._closed or self._paused or self._ended:
             return
         self._owner.loop.add_reader(self._socket.fileno(), self._readable)
         self._read_frames()

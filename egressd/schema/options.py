@@ -144,6 +144,7 @@ class FirewallPart(Section):
     route_table: RouteTable = 1
     log_group: Group = 0
     reject: Flag = True
+    owner: Flag = True
 
     def onto(self, default: Section_) -> Section_:
         changes: dict[str, Any] = {name: _plain(getattr(self, name)) for name in self.model_fields_set - {"marks"}}

@@ -6,7 +6,16 @@ A scrape reads what the data path said last and what the control side knows; nob
 from __future__ import annotations
 
 from egressd.telemetry.collect import CONTENT_TYPE, ControlFacts, exposition
-from egressd.telemetry.process import ProcessUse, process_use
+from egressd.telemetry.process import ProcessUse, own_use
 from egressd.telemetry.table import METRICS, Metric, sample_names
 
-__all__ = ["CONTENT_TYPE", "METRICS", "ControlFacts", "Metric", "ProcessUse", "exposition", "process_use", "sample_names"]
+__all__ = [
+    "CONTENT_TYPE",
+    "METRICS",
+    "ControlFacts",
+    "Metric",
+    "ProcessUse",
+    "exposition",
+    "own_use",
+    "sample_names",
+]

@@ -164,12 +164,17 @@ METRICS: Final[tuple[Metric, ...]] = (
     ),
     Metric("egressd_upstream_in_flight", GAUGE, "Questions asked and open.", parts=(Part("upstream.in_flight"),)),
     Metric("egressd_upstream_healthy", GAUGE, "Whether an upstream answers; by its place in settings.", ("upstream",)),
-    Metric(
-        "egressd_upstream_failures", GAUGE, "Failures in a row since an upstream's last answer.", ("upstream",)
-    ),
+    Metric("egressd_upstream_failures", GAUGE, "Failures in a row since an upstream's last answer.", ("upstream",)),
     # ------------------------------------------------------------------------------------- grants and kernel
-    Metric("egressd_grants", GAUGE, "Grants alive, or ended a moment ago.", parts=(Part("ledger.grants"),)),
-    Metric("egressd_grants_limit", GAUGE, "The most grants there may be (grants.total).", parts=(Part("ledger.limit"),)),
+    Metric(
+        "egressd_grants",
+        GAUGE,
+        "Grants alive, those remembered for unselected pods included.",
+        parts=(Part("ledger.grants"),),
+    ),
+    Metric(
+        "egressd_grants_limit", GAUGE, "The most grants there may be (grants.total).", parts=(Part("ledger.limit"),)
+    ),
     Metric(
         "egressd_grants_evicted_total",
         COUNTER,

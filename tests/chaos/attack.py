@@ -1,6 +1,6 @@
 """What a hostile pod does: floods, crowds of connections, octets that are no queries. One mode for each.
 
-    python attack.py MODE SERVER SECONDS NUMBER
+    python -m chaos.attack MODE SERVER SECONDS NUMBER
 
 NUMBER is the mode's size (queries, connections). Prints what came of it as JSON. Everything ends by itself.
 """
@@ -141,7 +141,7 @@ def slow(server: str, seconds: float, number: int) -> Counter[str]:
     clients = []
     for index in range(number):
         opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        opened.settimeout(2.0)
+        opened.settimeout(0.5)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         try:
             opened.connect((server, 53))

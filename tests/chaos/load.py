@@ -1,6 +1,6 @@
 """The load of one pod: it looks names up and connects, as a program with an ordinary stub resolver does.
 
-    python load.py JSON          (a `Task`; stops at SIGTERM, when what is in flight has ended)
+    python -m chaos.load JSON    (a `Task`; stops at SIGTERM, when what is in flight has ended)
 
 Resolver: glibc's defaults, two tries of five seconds. A port that refuses ends a try at once, a truncated answer goes
 on over TCP. A third of the look-ups use one socket for all, a third a fresh one each, as getaddrinfo does, and some
@@ -24,10 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-if __package__:
-    from chaos.tally import Ending, Kind, Record
-else:
-    from tally import Ending, Kind, Record
+from chaos.tally import Ending, Kind, Record
 
 TRIES: Final = 2
 TRY_S: Final = 5.0
@@ -52,7 +49,7 @@ class Task:
     lookups: float = 50.0
     dials: float = 8.0
     denied_dials: float = 8.0
-    live: int = 4
+    live: int = 8
     names: list[str] = field(default_factory=list)
     fresh: str = ""
     """Names never asked before are made under this one; they have IPv6 addresses only."""
@@ -83,9 +80,9 @@ class Datagrams:
         except BlockingIOError:
             return
         except OSError as error:  # an ICMP error: every query in flight has failed
-            for future in self._waiting.values():
-                if not future.done():
-                    future.set_exception(ConnectionError(str(error)))
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(ConnectionError(str(error)))
             return
         future = self._waiting.get(int.from_bytes(data[:2], "big")) if len(data) >= 12 else None
         if future is not None and not future.done():
@@ -131,7 +128,7 @@ class Pod:
         self.shared = Datagrams(task.server)
         self.addresses: dict[tuple[str, int], str] = {}
         """Of known names: the last address each answer gave."""
-        self.file = Path(task.out).open("ab")
+        self.file = Path(task.out).open("ab")  # noqa: SIM115 - `run` closes it
         self.stopping = asyncio.Event()
         self.running: set[asyncio.Task[None]] = set()
         self.numbers = itertools.count()

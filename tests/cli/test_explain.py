@@ -11,9 +11,9 @@ import yaml
 from click.testing import CliRunner, Result
 
 from egressd.cli import main
-from egressd.cli.explain import Target, parse_target
 from egressd.errors import InvalidName
 from egressd.names import Name
+from egressd.schema.target import Target, parse_target
 
 POLICIES = """\
 kind: ConfigMap

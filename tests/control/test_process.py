@@ -82,6 +82,7 @@ class Control:
             "source": {"kind": "directory", "path": str(self.objects)},
             "dns": {"upstreams": ["192.0.2.53"]},
             "audit": {"file": str(self.audit)},
+            "history": {"file": str(self.config.with_name("history.db"))},
             **settings,
         }
         self.config.write_text(json.dumps(values))

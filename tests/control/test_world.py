@@ -255,6 +255,20 @@ def test_pods_that_serve_dns_to_us_are_exempt(made: list[Manifest], exempt: bool
 # ------------------------------------------------------------------------------------------------- selection
 
 
+def test_pods_behind_a_service_are_exempt_for_as_long_as_they_are() -> None:
+    """The source says which addresses serve DNS; a world built anew is told the same."""
+    world = World(SETTINGS)
+    address = ip_address("192.0.2.5").packed
+    step = world.replace({"a": pod("dns-0", "shop", "192.0.2.5")}, frozenset({address}))
+    assert step.update is not None
+    assert step.update.pods[0].exempt
+    assert world.replace({}, frozenset({address})).update is None
+    assert world.replace({}).update is None
+    step = world.replace({}, frozenset())
+    assert step.update is not None
+    assert not step.update.pods[0].exempt
+
+
 def test_labels_of_pods_and_namespaces_select() -> None:
     """A change of any of them re-points exactly the pods that it concerns."""
     world = World(SETTINGS)

@@ -19,8 +19,8 @@ import pytest
 from kubeapi import ApiServer, kubeconfig
 from kubeapi.objects import configmap, endpointslice, namespace, node, pod, service, servicecidr
 
+from e2e.shop import API4, addresses, ask, dial, rcode
 from egressd.lab import CLUSTER_CIDRS, POD_CIDRS, SERVICES, Daemon, Node, Pod, eventually
-from tests.e2e.shop import API4, addresses, ask, dial, rcode
 
 DNS_LABELS = {"k8s-app": "kube-dns"}
 FOR_WEB = "subject: {podSelector: {matchLabels: {app: web}}}\n"
@@ -77,6 +77,12 @@ class Cluster:
 
     def events(self) -> list[dict[str, Any]]:
         return self.api.store.all("events")
+
+    @property
+    def lists_of_pods(self) -> int:
+        """How often all pods of the node were asked for."""
+        pods = [request for request in self.api.requests if request.path == "/api/v1/pods"]
+        return len([request for request in pods if "watch" not in request.query])
 
     def close(self) -> None:
         self.api.close()
@@ -209,7 +215,7 @@ def test_a_dns_server_pod_of_the_node_is_not_intercepted(make_cluster: MakeClust
     def source(made: Pod, name: str) -> str:
         cluster.node.dns.zone.add(name, "A", API4)
         assert rcode(ask(made, name)) == "NOERROR"
-        return [query.source for query in cluster.node.dns.seen if query.name == name][0]
+        return next(query.source for query in cluster.node.dns.seen if query.name == name)
 
     assert source(resolver, "upstream.example") == resolver.v4
     assert source(web, "through.example") != web.v4
@@ -274,7 +280,7 @@ def test_finished_and_host_network_pods_are_no_subjects(make_cluster: MakeCluste
 
 
 def test_no_query_fails_while_the_api_server_is_away(make_cluster: MakeCluster) -> None:
-    """Ten seconds without API server under DNS load: every query is answered, and what changed meanwhile is caught up."""
+    """Ten seconds without API server under DNS load: every query is answered, and changes are caught up."""
     cluster = make_cluster()
     web = cluster.start_pod("shop/web-0")
     cluster.policy("shop/web", API_RULES)
@@ -283,7 +289,7 @@ def test_no_query_fails_while_the_api_server_is_away(make_cluster: MakeCluster) 
     failures, asked, stop = [], [0], threading.Event()
 
     def load() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.005):  # well below a pod's own budget of 1,000 queries a second
             asked[0] += 1
             try:
                 answer = ask(web, "api.example.com")
@@ -304,11 +310,11 @@ def test_no_query_fails_while_the_api_server_is_away(make_cluster: MakeCluster) 
     stop.set()
     for loader in loaders:
         loader.join()
-    wrong = [record for record in cluster.daemon.records('dns') if record['reason'] != 'rule'][:3]
-    assert not failures, (len(failures), asked, wrong)
+    assert not failures, failures[:5]
     assert asked[0] > 500
+    eventually(lambda: "the API server answers again" in cluster.daemon.log(), timeout=30, what="a word about it")
     lines = [line for line in cluster.daemon.log().splitlines() if "API server" in line]
-    assert 2 <= len(lines) <= 4, lines
+    assert len(lines) <= 3, lines
     lists = [
         request for request in cluster.api.requests if request.path == "/api/v1/pods" and "watch" not in request.query
     ]

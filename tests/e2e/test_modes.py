@@ -22,6 +22,7 @@ from e2e.shop import (
     dial,
     error_of,
     open_shop,
+    raw,
     rcode,
     send_udp,
     spoofer,
@@ -315,3 +316,36 @@ def test_spoofed_pods(tmp_path: Path, family: int) -> None:
         assert "last.example.com" in shop.node.dns.names()
         assert "spoofed.example.com" not in shop.node.dns.names()
         assert UPSTREAMS[0] == shop.node.dns.seen[-1].server
+
+
+def test_queries_in_flight(tmp_path: Path) -> None:
+    """A pod may have so many questions open at once; one more is SERVFAIL, and other pods' are taken."""
+    with open_shop(tmp_path, {"budgets": {"in_flight_per_pod": 10}}) as shop:
+        zone = shop.node.dns.zone
+        zone.add("*.example.com", "A", API4)
+        zone.behave("*", delay_s=1.0)
+        shop.policy("shop/web", ALLOW)
+        codes: list[str] = []
+        asking = [
+            threading.Thread(target=lambda n=number: codes.append(rcode(ask(shop.web, f"slow{n}.example.com"))))
+            for number in range(30)
+        ]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+        assert (codes.count("SERVFAIL"), codes.count("NOERROR")) == (20, 10)
+        assert rcode(ask(shop.other, "api.example.com")) == "NOERROR"
+
+
+def test_a_loop_is_recognised(tmp_path: Path) -> None:
+    """An upstream that asks us its question again, by way of a pod that is not exempt, is told so and reported."""
+    with open_shop(tmp_path) as shop:
+        shop.policy("shop/web", ALLOW)
+        shop.node.dns.zone.behave("loop.example.com", script=lambda query: [raw(shop.free, query.data)])
+        answer = ask(shop.web, "loop.example.com", timeout=15)
+        assert rcode(answer) == "SERVFAIL"
+        record = shop.dns_record(shop.free, "loop.example.com")
+        assert (record["verdict"], record["reason"]) == ("denied", "upstream-failed")
+        assert shop.node.dns.names().count("loop.example.com") < 10
+        assert addresses(ask(shop.web, "api.example.com")) == [API4]

@@ -156,7 +156,8 @@ class ApiServer:
 
     async def _cut(self) -> None:
         for transport in list(self._connections):
-            transport.abort()
+            if not transport.is_closing():
+                transport.abort()
         self._connections.clear()
         await asyncio.sleep(0)
 

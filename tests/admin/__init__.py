@@ -1,0 +1,1 @@
+"""The admin API: its parts alone, and all of it against the running daemon."""

@@ -1,0 +1,1 @@
+"""Metrics: the one table, and what a scrape makes of it."""
