@@ -6,6 +6,10 @@ SHELL := /bin/bash
 BIN := .venv/bin
 TOOLS := .venv/tools/bin
 ARGS ?=
+SEED ?= 1
+FUZZ_SECONDS ?= 60
+# Not `SECONDS ?=`: a shell that exports its own SECONDS would decide how long a soak is.
+SOAK_SECONDS = $(if $(filter command line,$(origin SECONDS)),$(SECONDS),300)
 # What `make lock` writes runs here; `build-system.requires` is locked too, since the checkout installs itself.
 REQUIRES := python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
@@ -47,6 +51,14 @@ manifests: dev ## render deploy/install.yaml and deploy/uninstall.yaml from thei
 	    $(TOOLS)/kubectl kustomize "deploy/$${each%:*}"; } >"deploy/$${each#*:}.yaml.new"; \
 	  mv "deploy/$${each#*:}.yaml.new" "deploy/$${each#*:}.yaml"; \
 	done
+
+soak: root dev ## every fault in turn under load, as a table: make soak SECONDS=1800 SEED=1 (root)
+	@PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(SOAK_SECONDS) --seed $(SEED) $(ARGS)
+
+fuzz: dev ## coverage-guided fuzzing of every reader, FUZZ_SECONDS each (ARGS="TARGET …")
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+		$(BIN)/python -m pip install -qq --require-hashes --only-binary :all: -r tests/fuzz/requirements.txt
+	@PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
 
 lock: ## write the locks anew from pyproject.toml (needs uv; ARGS=--upgrade for newer versions)
 	@command -v uv >/dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 3; }

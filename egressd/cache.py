@@ -7,6 +7,7 @@ hit one attribute). dns.md (Cache) is the law; RFC 8767 for stale answers.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
@@ -57,7 +58,7 @@ class TtlCache(Generic[K, V]):
         self._max_entries = entries
         self._max_octets = octets
         self._keep_stale_s = keep_stale_s
-        self._table: dict[K, Entry[V]] = {}
+        self._table: OrderedDict[K, Entry[V]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -99,8 +100,7 @@ class TtlCache(Generic[K, V]):
             if not entry.used:
                 break
             entry.used = False
-            del table[key]
-            table[key] = entry  # passed over once: to the end of the queue
+            table.move_to_end(key)  # passed over once: to the end of the queue
         self._drop(key)
         self.evicted += 1
 

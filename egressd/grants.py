@@ -8,7 +8,7 @@ read, so an element lives there at least as long as here. `now` is monotonic sec
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -51,6 +51,10 @@ class Admission(NamedTuple):
 
     writes: list[Element]
     gone: list[Element]
+
+
+_NOTHING: Final = Admission([], [])
+"""What an answer asks whose grants are alive long enough: the same value for all of them, and nobody's to change."""
 
 
 class GrantView(NamedTuple):
@@ -141,26 +145,33 @@ class _Elements:
         Elements that last long enough are left alone, and the grant then ends with the first of them.
         """
         writes = []
+        held, until = self.held, grant.until
         keys = [(subject, kind, address, span) for kind, span in expand(grant.ports, len(address))]
-        lasting = (element.programmed for key in keys if (element := self.held.get(key)) is not None)
-        until = grant.until = min((end for end in lasting if enough <= end < grant.until), default=grant.until)
-        for key in keys:
+        elements = [held.get(key) for key in keys]
+        for element in elements:
+            if element is not None and enough <= element.programmed < until:
+                until = element.programmed
+        grant.until = until
+        lifetime_ms = _milliseconds(until - now)
+        for key, element in zip(keys, elements, strict=True):
             _, kind, _, span = key
-            element = self.held.get(key)
             if element is None:
-                self.held[key] = _Held(until, {name: until})
+                held[key] = _Held(until, {name: until})
                 if kind == "range" and span is not None:
                     self.ranges[subject, span] += 1
-                writes.append(Element(subject, kind, address, span, _milliseconds(until - now), name, False))
+                writes.append(Element(subject, kind, address, span, lifetime_ms, name, False))
                 continue
             if element.programmed < enough:
                 element.programmed = until
-                writes.append(Element(subject, kind, address, span, _milliseconds(until - now), name, True))
+                writes.append(Element(subject, kind, address, span, lifetime_ms, name, True))
             element.holders[name] = until
         return writes
 
-    def release(self, subject: int, name: Name, address: bytes, ports: Ports) -> list[Element]:
-        """`name` lets go; the elements that nobody else holds are returned, to leave the kernel."""
+    def release(self, subject: int, name: Name, address: bytes, ports: Ports, now: float) -> list[Element]:
+        """`name` lets go; the elements that nobody else holds are returned, to leave the kernel.
+
+        A name that only lingers holds nothing that would outlive it.
+        """
         gone = []
         for kind, span in expand(ports, len(address)):
             key = (subject, kind, address, span)
@@ -168,7 +179,7 @@ class _Elements:
             if element is None:
                 continue
             element.holders.pop(name, None)
-            if element.holders:
+            if element.holders and (element.programmed <= now or max(element.holders.values()) > now):
                 continue
             del self.held[key]
             if kind == "range" and span is not None:
@@ -204,6 +215,7 @@ class Ledger:
         self.total = total
         self.evicted = 0
         self._names: dict[int, dict[Name, dict[bytes, _Grant]]] = {}
+        """By subject; there in OrderedDicts, whose oldest entry is found at once, as `_bound` does."""
         self._sizes: Counter[int] = Counter()
         self._elements = _Elements()
         self._expiry: list[tuple[float, int, Name, bytes]] = []
@@ -224,28 +236,39 @@ class Ledger:
         write, so that a popular name is written every `grace_s / 2` seconds at most.
         """
         lifetime = max(ttl_s, self.minimum_s) + self.grace_s
-        until = now + lifetime
         enough = now + max(ttl_s + self.grace_s / 2, lifetime / 2)
-        admission = Admission([], [])
-        held = self._names.setdefault(subject, {}).setdefault(name, {})
+        admission = _NOTHING
+        held = self._held(subject, name)
         for address in addresses:
             grant = held.get(address)
             if (
                 grant is not None
                 and grant.until >= enough
-                and grant.ports == ports
+                and (grant.ports is ports or grant.ports == ports)
                 and (subject == UNSELECTED_SUBJECT or self._elements.live(subject, address, ports, enough))
             ):
                 continue
-            self._open(subject, name, address, _Grant(ports, until), enough, now, admission)
+            if admission is _NOTHING:
+                admission = Admission([], [])
+            self._open(subject, name, address, _Grant(ports, now + lifetime), enough, now, admission)
         if len(held) > self.per_name or len(self._expiry) > self.total:
-            admission.gone.extend(self._bound(subject, name))
+            admission = self._bound(subject, name, now, admission)
         return admission
+
+    def _held(self, subject: int, name: Name) -> dict[bytes, _Grant]:
+        """The grants of a name, by address; a place for them where there are none yet."""
+        names = self._names.get(subject)
+        if names is None:
+            names = self._names[subject] = OrderedDict()
+        held = names.get(name)
+        if held is None:
+            held = names[name] = {}
+        return held
 
     def _open(
         self, subject: int, name: Name, address: bytes, grant: _Grant, enough: float, now: float, out: Admission
     ) -> None:
-        held = self._names.setdefault(subject, {}).setdefault(name, {})
+        held = self._held(subject, name)
         before = held.pop(address, None)
         held[address] = grant  # inserted last: `held` is in order of renewal, oldest first
         if before is None:
@@ -254,7 +277,7 @@ class Ledger:
         elif before.ports == grant.ports:
             grant.until = max(grant.until, before.until)
         elif subject != UNSELECTED_SUBJECT:
-            out.gone.extend(self._elements.release(subject, name, address, before.ports))
+            out.gone.extend(self._elements.release(subject, name, address, before.ports, now))
         if subject != UNSELECTED_SUBJECT:
             out.writes.extend(self._elements.hold(subject, name, address, grant, enough, now))
 
@@ -267,20 +290,32 @@ class Ledger:
 
     # -------------------------------------------------------------------------------------------- bounds
 
-    def _bound(self, subject: int, name: Name) -> list[Element]:
+    def _bound(self, subject: int, name: Name, now: float, asked: Admission) -> Admission:
+        """What was asked, less what is too much; each element is said once, as it stands in the end."""
+        writes = {write[:4]: write for write in asked.writes}
         gone: list[Element] = []
+
+        def drop(number: int, of: Name, address: bytes) -> None:
+            dropped = self._drop(number, of, address, now)
+            writes.update((write[:4], write) for write in dropped.writes)
+            gone.extend(dropped.gone)
+
         held = self._names[subject].get(name, {})
         while len(held) > self.per_name:
-            gone += self._drop(subject, name, next(iter(held)))
+            drop(subject, name, next(iter(held)))
         while len(self) > self.total:
             heaviest = self._sizes.most_common(1)[0][0]
             oldest = next(iter(self._names[heaviest]))
-            gone += self._drop(heaviest, oldest, next(iter(self._names[heaviest][oldest])))
+            drop(heaviest, oldest, next(iter(self._names[heaviest][oldest])))
+        left = {element[:4] for element in gone}
         self.evicted += len(gone)
-        return gone
+        return Admission([write for key, write in writes.items() if key not in left], [*asked.gone, *gone])
 
-    def _drop(self, subject: int, name: Name, address: bytes) -> list[Element]:
-        """Forget one grant; returns the elements nobody else holds. The heap's entry goes when its time comes."""
+    def _drop(self, subject: int, name: Name, address: bytes, now: float) -> Admission:
+        """Forget one grant: elements nobody else holds leave, others end with those who still hold them.
+
+        The heap's entry goes when its time comes.
+        """
         names = self._names[subject]
         grant = names[name].pop(address)
         self._sizes[subject] -= 1
@@ -288,7 +323,10 @@ class Ledger:
             del names[name]
         if not names:
             del self._names[subject], self._sizes[subject]
-        return [] if subject == UNSELECTED_SUBJECT else self._elements.release(subject, name, address, grant.ports)
+        if subject == UNSELECTED_SUBJECT:
+            return Admission([], [])
+        gone = self._elements.release(subject, name, address, grant.ports, now)
+        return Admission(self._elements.shorten(subject, address, grant.ports, now), gone)
 
     def expire(self, now: float, limit: int = 10_000) -> int:
         """Forget what ended more than `LINGER_S` ago, `limit` at most; the kernel drops it by itself."""
@@ -302,7 +340,7 @@ class Ledger:
             if grant.until + LINGER_S >= now:
                 heapq.heappush(heap, (grant.until, subject, name, address))
                 continue
-            self._drop(subject, name, address)
+            self._drop(subject, name, address, now)
             dropped += 1
         return dropped
 
@@ -317,10 +355,12 @@ class Ledger:
                 continue
             if ports:
                 self._open(subject, name, address, _Grant(ports, grant.until), grant.until, now, out)
-            else:
-                out.gone.extend(self._drop(subject, name, address))
-            if subject != UNSELECTED_SUBJECT:
-                out.writes.extend(self._elements.shorten(subject, address, grant.ports, now))
+                if subject != UNSELECTED_SUBJECT:
+                    out.writes.extend(self._elements.shorten(subject, address, grant.ports, now))
+                continue
+            dropped = self._drop(subject, name, address, now)
+            out.gone.extend(dropped.gone)
+            out.writes.extend(dropped.writes)
         return self._settled(out, now)
 
     def _settled(self, change: Admission, now: float) -> Admission:
@@ -351,7 +391,7 @@ class Ledger:
         """The subject's instance left the kernel, sets and all."""
         for name, addresses in list(self._names.get(subject, {}).items()):
             for address in list(addresses):
-                self._drop(subject, name, address)
+                self._drop(subject, name, address, 0.0)
 
     def rewrite(self, subject: int, now: float) -> list[Element]:
         """Every live element of the subject, for a kernel that has lost them or never had them."""

@@ -212,8 +212,8 @@ class Daemon:
                     self.known.note(pod, Name(name), (address,))
             await heir.check()
             self._serve(loop, heir.parcel)
-            await heir.serve()
             self._inherited_at = time.monotonic() if heir.follows else 0.0
+            await heir.serve()
             if heir.place is not None:
                 self._door = Door(loop, heir.place, self)
         finally:

@@ -50,18 +50,24 @@ class Renderer:
 
     def dns_line(self, record: DnsRecord) -> bytes:
         """The `dns` record of one query, newline included."""
-        name, server, granted = record.name, record.server, record.granted
-        asked = f'"name":{quoted(name)},"type":{self._type(record.qtype)},' if name else ""
-        asked_at = f'"server":{self._address(server)},' if server else ""
-        opened = f',"granted":[{self._addresses_text(granted)}]' if granted else ""
-        many = f',"aggregated":{record.aggregated}' if record.aggregated else ""
+        (time, client, pod, name, qtype, transport, server, port, verdict, reason, policy, rule, rcode, addresses,
+         cnames, ttl, cached, granted, latency_us, search, aggregated) = record  # fmt: skip
+        asked = f'"name":{quoted(name)},"type":{self._types.get(qtype) or self._type(qtype)},' if name else ""
+        asked_at = f'"server":{self._addresses.get(server) or self._address(server)},' if server else ""
+        response = opened = ""
+        if rcode >= 0:
+            answered = self._addresses_text(addresses) if addresses else ""
+            response = self._response(rcode, answered, cnames, ttl, cached)
+            if granted:
+                opened = f',"granted":[{answered if granted == addresses else self._addresses_text(granted)}]'
+        elif granted:
+            opened = f',"granted":[{self._addresses_text(granted)}]'
+        many = f',"aggregated":{aggregated}' if aggregated else ""
         return (
-            f'{self._opening(record.time)}"event":"dns","node":{self._node},'
-            f'"pod":{self._pod(record.client, record.pod)},'
-            f'"query":{{{asked}"transport":"{record.transport}",{asked_at}"port":{record.port}}},'
-            f"{self._decision(record.verdict, record.reason, record.policy, record.rule)}"
-            f"{self._response(record) if record.rcode >= 0 else ''}{opened},"
-            f'"latency_us":{record.latency_us}{_SEARCH if record.search else ""}{many}}}\n'
+            f'{self._opening(time)}"event":"dns","node":{self._node},"pod":{self._pod(client, pod)},'
+            f'"query":{{{asked}"transport":"{transport}",{asked_at}"port":{port}}},'
+            f"{self._decision(verdict, reason, policy, rule)}{response}{opened},"
+            f'"latency_us":{latency_us}{_SEARCH if search else ""}{many}}}\n'
         ).encode("ascii")
 
     def flow_line(self, record: FlowRecord) -> bytes:
@@ -118,11 +124,13 @@ class Renderer:
         fields = {"verdict": verdict, "reason": reason, "policy": policy, "rule": rule}
         return _keep(self._decisions, why, _members(fields))
 
-    def _response(self, record: DnsRecord) -> str:
-        ttl = f'"ttl":{record.ttl},' if record.ttl >= 0 else ""
+    @staticmethod
+    def _response(rcode: int, addresses: str, cnames: tuple[str, ...], ttl: int, cached: bool) -> str:
+        aliases = ",".join(map(quoted, cnames)) if cnames else ""
+        lasts = f'"ttl":{ttl},' if ttl >= 0 else ""
         return (
-            f',"response":{{"rcode":"{rcode_text(record.rcode)}","addresses":[{self._addresses_text(record.addresses)}],'
-            f'"cnames":[{",".join(map(quoted, record.cnames))}],{ttl}"cached":{"true" if record.cached else "false"}}}'
+            f',"response":{{"rcode":"{rcode_text(rcode)}","addresses":[{addresses}],'
+            f'"cnames":[{aliases}],{lasts}"cached":{"true" if cached else "false"}}}'
         )
 
     def _type(self, qtype: int) -> str:
@@ -133,6 +141,8 @@ class Renderer:
 
     def _addresses_text(self, addresses: tuple[bytes, ...]) -> str:
         known = self._addresses
+        if len(addresses) == 1:
+            return known.get(addresses[0]) or self._address(addresses[0])
         return ",".join([known.get(address) or self._address(address) for address in addresses])
 
 

@@ -19,7 +19,8 @@ from typing import Final
 
 from egressd.control.conditions import Condition, Conditions
 from egressd.control.denials import Denials
-from egressd.control.memory import Memory
+from egressd.control.lastgood import LastGood
+from egressd.control.memory import give_back
 from egressd.control.observe import Observe
 from egressd.control.privileges import LAST_WORDS_S
 from egressd.control.records import Records
@@ -77,8 +78,8 @@ class Service:
         """As stated, and completed by the source."""
         self._source = source
         self._read = read
-        self._memory = Memory(settings)
-        self._world = World(settings, self._memory.recall())
+        self._last_good = LastGood(settings)
+        self._world = World(settings, self._last_good.recall())
         self._conditions = Conditions()
         self._denials = Denials()
         self._updates = 0
@@ -182,7 +183,7 @@ class Service:
         """Take in what a source says, and remember what is in force for the next start."""
         step = self._world.replace(said.objects, said.servers)
         self._world.forget()
-        self._memory.keep(self._world.policies)
+        self._last_good.keep(self._world.policies)
         return step
 
     async def _tell_everything(self, link: socket.socket, step: Step) -> None:
@@ -191,6 +192,7 @@ class Service:
         self._conditions.begin(list(self._world.policies), self._updates, time.time())
         await self._send(link, [encode(Synced())])
         self._synced = True
+        await asyncio.to_thread(give_back)
 
     async def _tell_change(self, link: socket.socket, step: Step) -> None:
         number = self._updates + (await self._send(link, frames(step.update)) if step.update is not None else 0)

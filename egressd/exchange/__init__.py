@@ -8,7 +8,7 @@ as `Parts`, and time comes from `Parts.clock`. dns.md ("One query") numbers the 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from egressd import wire
@@ -76,45 +76,54 @@ class Exchange:
 
     # ------------------------------------------------------------------------------- the sentence, first half
 
-    def receive(self, data: bytes, client: Client) -> None:
-        """One message from a pod: read, identify, decide; then ask, or end it here."""
-        self._receive(data, client, self._parts.clock())
+    def receive(self, messages: Iterable[tuple[bytes, Client]]) -> None:
+        """What pods sent and one wake found: read, identify and decide each; then ask, or end it here."""
+        now = self._parts.clock()
+        ended = [outcome for data, client in messages if (outcome := self._receive(data, client, now)) is not None]
+        if ended:
+            self._finish(ended)
 
-    def _receive(self, data: bytes, client: Client, started: float) -> None:
+    def _receive(self, data: bytes, client: Client, started: float) -> Outcome | None:
+        """How the query ended, or None where it is on its way, or was none."""
         try:
             question, search, ours = self._read(data)
         except WireError as error:
-            return self._malformed(data, client, error, started)
+            self._malformed(data, client, error, started)
+            return None
         party = self._parts.parties.get(client.address)
         if party is None:
-            return self._hold(data, client, started)
+            self._hold(data, client, started)
+            return None
         query = Query(client, data[0] << 8 | data[1], question, party, started)
         self._decide(query)
-        if not query.decision.resolve:
-            return self._finish(denied(query, query.decision, self._deny_rcode))
-        if search and query.decision.reason is not Reason.RULE:
-            return self._finish(nonexistent(query))
+        decision = query.decision
+        if not decision.resolve:
+            return denied(query, decision, self._deny_rcode)
+        if search and decision.reason is not Reason.RULE:
+            return nonexistent(query)
         if ours:
             self.counters["loops"] += 1
-            return self._finish(looped(query))
+            return looped(query)
         return self._ask(query)
 
     # ------------------------------------------------------------------------------ the sentence, second half
 
     def deliver(self, answers: Iterable[tuple[Any, wire.Answer | Any]]) -> None:
-        """Answers from upstream that came together: admit each, program all at once, then record and reply to each."""
-        outcomes = [self._admission.admit(query, kept) for query, kept in self._taken(answers)]
-        self._admission.program(outcomes)
-        for outcome in outcomes:
-            self._finish(outcome)
+        """Answers from upstream that came together: admit each, then end them."""
+        admit = self._admission.admit
+        self._finish([admit(query, kept) for query, kept in self._taken(answers)])
 
-    def _finish(self, outcome: Outcome) -> None:
-        self._record(outcome)
-        self._reply(outcome)
+    def _finish(self, outcomes: Sequence[Outcome]) -> None:
+        """Program all that ends together in one transaction; then record and reply to each."""
+        self._admission.program(outcomes)
+        now, wall = self._parts.clock(), self._parts.wall()
+        for outcome in outcomes:
+            self._record(outcome, now, wall)
+            self._reply(outcome)
 
     # --------------------------------------------------------------------------------------------- ask
 
-    def _ask(self, query: Query) -> None:
+    def _ask(self, query: Query) -> Outcome | None:
         """From what is kept, else upstream. While upstream is known to fail, what is stale is better than waiting."""
         now, question = query.started, query.question
         kept, refresh = self._store.find(question, now)
@@ -127,16 +136,11 @@ class Exchange:
             self.counters["cache_refreshes"] += 1
             self._parts.ask(question, Refresh(question))
         if kept is not None:
-            self._answer_kept(query, kept)
-            return
+            return self._admission.admit(query, kept)
         self.in_flight += 1
         query.party.in_flight += 1
         self._parts.ask(question, query)
-
-    def _answer_kept(self, query: Query, kept: Kept) -> None:
-        outcome = self._admission.admit(query, kept)
-        self._admission.program([outcome])
-        self._finish(outcome)
+        return None
 
     def _taken(self, answers: Iterable[tuple[Any, wire.Answer | Any]]) -> Iterable[tuple[Query, Kept | Any]]:
         """Keep each answer, and hand it on to those who still wait; where it is a failure, what is stale instead."""
@@ -169,7 +173,7 @@ class Exchange:
             kept = None if query.finished else self._store.stale(query.question, now)
             if kept is not None:
                 self._landed(query)
-                self._answer_kept(query, kept)
+                self._finish([self._admission.admit(query, kept)])
 
     # -------------------------------------------------------------------------------------------- read
 
@@ -222,8 +226,8 @@ class Exchange:
         for address in addresses:
             waiting = self._held.pop(address, [])
             self._waiting -= len(waiting)
-            for started, data, client in waiting:
-                self._receive(data, client, started)
+            ended = (self._receive(data, client, started) for started, data, client in waiting)
+            self._finish([outcome for outcome in ended if outcome is not None])
 
     def tick(self, now: float) -> None:
         """Ends waits that took too long: for a pod to be learned, for an upstream. Call it a few times a second."""
@@ -257,16 +261,15 @@ class Exchange:
 
     # -------------------------------------------------------------------------------- record and reply
 
-    def _record(self, outcome: Outcome) -> None:
-        query, parts = outcome.query, self._parts
-        now = parts.clock()
+    def _record(self, outcome: Outcome, now: float, wall: float) -> None:
+        query = outcome.query
         self.tally.add(outcome.decision, now - query.started)
         if outcome.decision.verdict is Verdict.DENIED and not query.party.worth_a_line(
             query.question.name, self._budgets, query.started
         ):
             self.counters["aggregated"] += 1
             return
-        parts.record(records.of_outcome(outcome, parts.wall(), now))
+        self._parts.record(records.of_outcome(outcome, wall, now))
 
     def minute(self, now: float) -> None:
         """Says, once a minute and pod, how many denials had no record of their own. Call it about once a second."""
@@ -281,8 +284,9 @@ class Exchange:
         query, answer = outcome.query, outcome.answer
         if answer is not None:
             udp = query.client.transport == "udp"
+            if outcome.stale:
+                self.counters["stale_answers"] += 1
             floor = STALE_TTL_S if outcome.stale else 0
-            self.counters["stale_answers"] += outcome.stale
             data = wire.reply(
                 answer, query.question, query.ident, udp=udp, withheld=outcome.withheld, age=outcome.age, floor=floor
             )

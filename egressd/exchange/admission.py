@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from errno import EIO
 from typing import TYPE_CHECKING, Any
 
 from egressd.errors import KernelError
@@ -43,7 +44,8 @@ class Admission:
             return failed(query, kept.ede, kept.text)
         answer = kept.answer
         outcome = Outcome(query, query.decision, answer.rcode, answer)
-        outcome.age, outcome.stale, outcome.cached = kept.age, kept.stale, kept.cached
+        if kept.cached:
+            outcome.age, outcome.stale, outcome.cached = kept.age, kept.stale, True
         if answer.addresses:
             self._parts.known.note(query.client.address, query.question.name, answer.addresses)
         judge = query.judge
@@ -100,7 +102,8 @@ class Admission:
         query, parts = outcome.query, self._parts
         subject = query.party.subject
         admission = parts.ledger.admit(subject, query.question.name, addresses, ports, outcome.ttl, parts.clock())
-        outcome.writes += admission.writes
+        if admission.writes:
+            outcome.writes = [*outcome.writes, *admission.writes]
         if subject != UNSELECTED_SUBJECT:
             outcome.granted += addresses
         if admission.gone:
@@ -118,17 +121,29 @@ class Admission:
         try:
             self._parts.program(writes)
         except KernelError:
-            for outcome in outcomes:
-                if outcome.writes:
-                    self._program_alone(outcome)
+            self._program_each(outcomes)
 
-    def _program_alone(self, outcome: Outcome) -> None:
+    def _program_each(self, outcomes: Sequence[Outcome]) -> None:
+        """What another answer of the batch should have opened, and did not, is not open for those after it either."""
+        refused: dict[tuple[int, bytes], int] = {}
+        for outcome in outcomes:
+            subject = outcome.query.party.subject
+            errno = next((refused[subject, a] for a in outcome.granted if (subject, a) in refused), 0)
+            if outcome.writes:
+                errno = self._program_alone(outcome) or errno
+                refused |= {(write.subject, write.address): errno for write in outcome.writes if errno}
+            if errno:
+                self._counters["program_failed"] += 1
+                unprogrammed(outcome, errno)
+
+    def _program_alone(self, outcome: Outcome) -> int:
+        """The error number, 0 if the kernel took it."""
         try:
             self._parts.program([write._replace(refresh=True) for write in outcome.writes])
         except KernelError as error:
-            self._counters["program_failed"] += 1
             self._parts.ledger.doubt(outcome.writes)
-            unprogrammed(outcome, error.errno)
+            return error.errno or EIO
+        return 0
 
 
 def _through_chain(decision: Decision, answer: Answer, judge: Judge) -> Decision:
@@ -145,6 +160,8 @@ def _by_ports(
     """The addresses by what may be opened of them: nearly always all alike; private ones may get less."""
     if not decision.ports:
         return ()
+    if len(addresses) == 1:
+        return ((judge.grant_ports(addresses[0], decision), addresses),)
     groups: dict[Ports, tuple[bytes, ...]] = {}
     for address in addresses:
         ports = judge.grant_ports(address, decision)

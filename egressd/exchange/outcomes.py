@@ -5,6 +5,7 @@ Codes: RFC 1035 section 4.1.1 (rcode), RFC 8914 section 5.2 (extended DNS errors
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -68,37 +69,22 @@ _MAX_POLICIES_NAMED: Final = 3
 class Outcome:
     """How a query ended: the decision in force at the end, the rcode, and the answer it may see, if any."""
 
-    __slots__ = (
-        "age",
-        "answer",
-        "cached",
-        "decision",
-        "ede",
-        "granted",
-        "query",
-        "rcode",
-        "search",
-        "stale",
-        "text",
-        "withheld",
-        "writes",
-    )
+    ede: int | None = None
+    text = ""
+    search = False
+    cached = False
+    stale = False
+    age = 0
+    """Seconds the answer was kept, by which its TTLs shrink."""
+    granted: tuple[bytes, ...] = ()
+    withheld: frozenset[bytes] = frozenset()
+    writes: Sequence[Element] = ()
 
     def __init__(self, query: Query, decision: Decision, rcode: int, answer: Answer | None = None) -> None:
         self.query = query
         self.decision = decision
         self.rcode = rcode
         self.answer = answer
-        self.ede: int | None = None
-        self.text = ""
-        self.search = False
-        self.cached = False
-        self.stale = False
-        self.age = 0
-        """Seconds the answer was kept, by which its TTLs shrink."""
-        self.granted: tuple[bytes, ...] = ()
-        self.withheld: frozenset[bytes] = frozenset()
-        self.writes: list[Element] = []
 
     @property
     def ttl(self) -> int:

@@ -5,6 +5,7 @@ Sans-IO; `now` is monotonic seconds.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -89,14 +90,15 @@ class Party:
 
 class LastKnown:
     """By which names pods came to know addresses: what makes a refused packet explain itself, and what tells a live
-    connection that is still sanctioned from one that is not, long after its grant ended. Bounded, oldest out first."""
+    connection that is still sanctioned from one that is not, long after its grant ended. Bounded, oldest out first
+    (in an OrderedDict: to find its oldest entry, a dict walks past the places of all that left before)."""
 
     NAMES: Final = 4
 
     def __init__(self, size: int = 65_536) -> None:
         self._size = size
-        self._by_pod: dict[tuple[bytes, bytes], tuple[Name, ...]] = {}
-        self._by_address: dict[bytes, tuple[Name, ...]] = {}
+        self._by_pod: OrderedDict[tuple[bytes, bytes], tuple[Name, ...]] = OrderedDict()
+        self._by_address: OrderedDict[bytes, tuple[Name, ...]] = OrderedDict()
 
     def note(self, pod: bytes, name: Name, addresses: tuple[bytes, ...]) -> None:
         """`name` resolved to these addresses for the pod with this address."""
@@ -111,9 +113,9 @@ class LastKnown:
             if name not in anyones:
                 self._put(self._by_address, address, anyones, name)
 
-    def _put(self, table: dict[K, tuple[Name, ...]], key: K, known: tuple[Name, ...], name: Name) -> None:
+    def _put(self, table: OrderedDict[K, tuple[Name, ...]], key: K, known: tuple[Name, ...], name: Name) -> None:
         if not known and len(table) >= self._size:
-            del table[next(iter(table))]
+            table.popitem(last=False)
         table[key] = (name, *known[: self.NAMES - 1])
 
     def names_for(self, pod: bytes, address: bytes) -> tuple[Name, ...]:

@@ -58,7 +58,8 @@ class Parts:
 class Query:
     """One question: who asked what, what was decided and by which policies, and when it began (monotonic)."""
 
-    __slots__ = ("client", "decision", "finished", "ident", "judge", "party", "question", "started")
+    decision = UNSELECTED
+    finished = False
 
     def __init__(self, client: Client, ident: int, question: Question, party: Party, started: float) -> None:
         self.client = client
@@ -66,9 +67,7 @@ class Query:
         self.question = question
         self.party = party
         self.judge = party.judge
-        self.decision = UNSELECTED
         self.started = started
-        self.finished = False
 
     def decide(self) -> None:
         """Judge the name by the policies that select the pod now."""

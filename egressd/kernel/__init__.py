@@ -11,6 +11,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from pyroute2.netlink import NLM_F_CREATE
@@ -38,7 +39,7 @@ from egressd.kernel.elements import (
 from egressd.kernel.expr import IPV4, IPV6, NF_ACCEPT
 from egressd.kernel.netlink import Channel, Message, Refused, be32, blob, nested, pack_batch, string
 from egressd.kernel.probe import missing, refuse_kernel
-from egressd.kernel.sets import NODE_SETS, PORTED, blocks_of, create_set
+from egressd.kernel.sets import NODE_SETS, PORTED, SetSpec, blocks_of, create_set
 from egressd.kernel.state import (
     Installed,
     LiveGrant,
@@ -184,7 +185,9 @@ class Kernel:
 
     def remove(self) -> None:
         """Delete our tables; nothing happens if there is none, or if it is not ours."""
-        messages = [self._table_message(NFT_MSG_DELTABLE)] if _is_ours(self._facts()) else []
+        facts = self._facts()
+        self._check_owner(facts)
+        messages = [self._table_message(NFT_MSG_DELTABLE)] if _is_ours(facts) else []
         messages += self.bridge.removal()
         if not messages:
             return
@@ -270,12 +273,15 @@ class Kernel:
                 f"a table inet {self._table} is there already, and egressd did not make it",
                 f"choose another name with firewall.table, or delete it: nft delete table inet {self._table}",
             )
-        if facts.owner not in (0, self.port):
+        self._check_owner(facts)
+        return True
+
+    def _check_owner(self, facts: TableFacts | None) -> None:
+        if facts is not None and facts.owner not in (0, self.port):
             raise EnvironmentProblem(
                 f"the table inet {self._table} belongs to an egressd that is still running",
                 "stop that one first; two daemons on a node need different tables, marks and route tables",
             )
-        return True
 
     def _diagnose(self, error: KernelError) -> KernelError | EnvironmentProblem:
         """What stands behind a refusal while installing."""
@@ -300,7 +306,7 @@ class Kernel:
         """Node-level sets and what the settings put into them, base chains, rules."""
         chains = base_chains(self._settings)
         self._base = {chain.name: len(chain.rules) for chain in chains}
-        out = [create_set(self._table, spec) for spec in NODE_SETS]
+        out = [create_set(self._table, self._spec(spec)) for spec in NODE_SETS]
         for name, entries in self._node_elements():
             for kind, flags, body in add_elements(self._headers.named(name), entries):
                 out.append(Message(kind, flags, body, f"fill set {name}"))
@@ -308,20 +314,28 @@ class Kernel:
         out += [rule_message(self._table, chain.name, rule) for chain in chains for rule in chain.rules]
         return out
 
+    def _spec(self, spec: SetSpec) -> SetSpec:
+        """Resolvers by address are a plain set: the kernel fills interval sets only at the end of a commit, when rules
+        are in force already (nft_set_commit_update), and queries of that moment would not be taken."""
+        if self._settings.dns.foreign == "Answer" or not spec.name.startswith("resolvers"):
+            return spec
+        return replace(spec, kind=replace(spec.kind, flags=0))
+
     def _node_elements(self) -> Iterator[tuple[str, Iterable[bytes]]]:
         settings = self._settings
+        foreign = settings.dns.foreign == "Answer"
         servers = settings.dns.servers or tuple(upstream.address for upstream in settings.dns.upstreams)
-        resolvers = (
-            EVERYWHERE if settings.dns.foreign == "Answer" else tuple(Block(a, a) for a in map(Address, servers))
-        )
         ranges = {
             "unidentified": () if settings.pod_interfaces else settings.pod_cidrs,
-            "resolvers": resolvers,
             "cluster": settings.cluster_cidrs if settings.in_cluster == "Allow" else (),
+            **({"resolvers": EVERYWHERE} if foreign else {}),
         }
         for stem, blocks in ranges.items():
             for family in (IPV4, IPV6):
                 yield f"{stem}{family.number}", interval_elements(blocks_of(blocks, family.length))
+        for family in () if foreign else (IPV4, IPV6):
+            own = dict.fromkeys(server for server in servers if len(server) == family.length)
+            yield f"resolvers{family.number}", map(element, own)
         yield PORTED.name, [element(bytes((protocol,))) for protocol in PORTED_PROTOCOLS]
 
     def _chain_message(self, chain: Chain) -> Message:

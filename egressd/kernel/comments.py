@@ -7,7 +7,6 @@ own, which nft passes over, up to the 254 octets that the kernel keeps of user d
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Final
 
 __all__ = [
@@ -40,12 +39,13 @@ COMMENT_MAX: Final = NFT_COMMENT_MAX + REST_MAX
 _FORBIDDEN: Final = {**dict.fromkeys([*range(32), 127], " "), ord('"'): "'"}
 
 
-@lru_cache(maxsize=8192)
 def user_data(kind: int, text: str) -> bytes:
     """User data that holds a comment; nothing for an empty one. Text past 249 octets is cut at a character."""
     if not text:
         return b""
-    octets = text.translate(_FORBIDDEN).encode(errors="replace")
+    if '"' in text or not text.isprintable():
+        text = text.translate(_FORBIDDEN)
+    octets = text.encode(errors="replace")
     head = _cut(octets, NFT_COMMENT_MAX)
     data = bytes((kind, len(head) + 1)) + head + b"\0"
     rest = _cut(octets[len(head) :], REST_MAX)

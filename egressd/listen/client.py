@@ -29,8 +29,8 @@ class Client(Protocol):
         """Answer with one whole message. Never raises: what cannot be sent is dropped and counted."""
 
 
-Handler = Callable[[bytes, Client], None]
-"""Called once for each query, with its octets exactly as received and unread."""
+Handler = Callable[[list[tuple[bytes, Client]]], None]
+"""Called with all the queries that one wake found, each with its octets exactly as received and unread."""
 
 
 def pack(host: str) -> bytes:

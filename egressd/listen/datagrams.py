@@ -6,7 +6,7 @@ import socket
 import struct
 from typing import Any, Final
 
-from egressd.listen.client import MAX_DRAIN, Handler, pack
+from egressd.listen.client import MAX_DRAIN, Client, Handler, pack
 from egressd.listen.sockets import IP_PKTINFO
 from egressd.wire import MAX_QUERY
 
@@ -14,30 +14,29 @@ __all__ = ["DatagramReader", "ForeignReader", "datagram_client"]
 
 READ_SIZE: Final = MAX_QUERY + 1
 """One octet more than is legal, so that what is too long is seen to be so."""
+MAX_ADDRESSES: Final = 1024
+"""Clients whose packed address is remembered: more than a node has pods."""
 
 
 class _DatagramClient:
     """A client that asked one of the trusted servers; the socket's own address is the server's."""
 
-    __slots__ = ("_counters", "_peer", "_socket", "address", "port", "server")
+    __slots__ = ("_peer", "_reader", "address", "port", "server")
 
     transport: str = "udp"
 
-    def __init__(
-        self, sock: socket.socket, server: bytes, address: bytes, peer: tuple[Any, ...], counters: dict[str, int]
-    ) -> None:
-        self._socket = sock
+    def __init__(self, reader: DatagramReader, server: bytes, peer: tuple[Any, ...]) -> None:
+        self._reader = reader
         self._peer = peer
-        self._counters = counters
-        self.address = address
+        self.address = reader.addresses.get(peer[0]) or reader.packed(peer[0])
         self.port: int = peer[1]
         self.server = server
 
     def send(self, data: bytes) -> None:
         try:
-            self._socket.sendto(data, self._peer)
+            self._reader.socket.sendto(data, self._peer)
         except OSError:
-            self._counters["udp_send_errors"] += 1
+            self._reader.counters["udp_send_errors"] += 1
 
 
 class _ForeignClient(_DatagramClient):
@@ -47,9 +46,9 @@ class _ForeignClient(_DatagramClient):
 
     def send(self, data: bytes) -> None:
         try:
-            self._socket.sendmsg([data], [_source(self.server)], 0, self._peer)
+            self._reader.socket.sendmsg([data], [_source(self.server)], 0, self._peer)
         except OSError:
-            self._counters["udp_send_errors"] += 1
+            self._reader.counters["udp_send_errors"] += 1
 
 
 def datagram_client(
@@ -65,47 +64,54 @@ def datagram_client(
 class DatagramReader:
     """Reads one trusted server's socket; give `readable` to the loop."""
 
-    def __init__(self, sock: socket.socket, server: bytes, on_query: Handler, counters: dict[str, int]) -> None:
-        self._socket = sock
+    def __init__(self, sock: socket.socket, server: bytes, on_queries: Handler, counters: dict[str, int]) -> None:
+        self.socket = sock
+        self.counters = counters
+        self.addresses: dict[str, bytes] = {}
+        """Packed addresses of those who asked lately, by their text."""
         self._server = server
-        self._on_query = on_query
-        self._counters = counters
+        self._on_queries = on_queries
 
     def readable(self) -> None:
         """Hand at most 32 datagrams to the handler; the loop calls again for what is left."""
-        sock, server, counters, on_query = self._socket, self._server, self._counters, self._on_query
+        queries: list[tuple[bytes, Client]] = []
+        try:
+            self._drain(queries)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.counters["udp_receive_errors"] += 1
+        if queries:
+            self.counters["udp_queries"] += len(queries)
+            self._on_queries(queries)
+
+    def _drain(self, queries: list[tuple[bytes, Client]]) -> None:
+        """Read until there is nothing more, which the socket says with an error."""
+        receive, server = self.socket.recvfrom, self._server
         for _ in range(MAX_DRAIN):
-            try:
-                data, peer = sock.recvfrom(READ_SIZE)
-            except BlockingIOError:
-                return
-            except OSError:
-                counters["udp_receive_errors"] += 1
-                return
-            counters["udp_queries"] += 1
-            on_query(data, _DatagramClient(sock, server, pack(peer[0]), peer, counters))
+            data, peer = receive(READ_SIZE)
+            queries.append((data, _DatagramClient(self, server, peer)))
+
+    def packed(self, host: str) -> bytes:
+        """The packed address, remembered."""
+        if len(self.addresses) >= MAX_ADDRESSES:
+            self.addresses.clear()
+        address = self.addresses[host] = pack(host)
+        return address
 
 
 class ForeignReader(DatagramReader):
     """Reads the wildcard socket of one family: the destination comes along as ancillary data."""
 
-    def readable(self) -> None:
+    def _drain(self, queries: list[tuple[bytes, Client]]) -> None:
         """As above; a datagram that does not say where it was sent to cannot be answered, and is dropped."""
-        sock, counters = self._socket, self._counters
         for _ in range(MAX_DRAIN):
-            try:
-                data, ancillary, _, peer = sock.recvmsg(READ_SIZE, _ANCILLARY_SIZE)
-            except BlockingIOError:
-                return
-            except OSError:
-                counters["udp_receive_errors"] += 1
-                return
+            data, ancillary, _, peer = self.socket.recvmsg(READ_SIZE, _ANCILLARY_SIZE)
             server = _destination(ancillary)
             if server is None:
-                counters["udp_receive_errors"] += 1
-                continue
-            counters["udp_queries"] += 1
-            self._on_query(data, _ForeignClient(sock, server, pack(peer[0]), peer, counters))
+                self.counters["udp_receive_errors"] += 1
+            else:
+                queries.append((data, _ForeignClient(self, server, peer)))
 
 
 _PKTINFO: Final = struct.Struct("@I4s4s")

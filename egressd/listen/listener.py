@@ -32,23 +32,23 @@ _COUNTERS = (
 
 
 class Listener:
-    """Listens for intercepted queries to `servers` (packed addresses) and gives each to `on_query`.
+    """Listens for intercepted queries to `servers` (packed addresses) and gives each to `on_queries`.
 
     With `dns.foreign: Answer` it listens for queries to any address. Works with asyncio's loop and with uvloop.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, settings: Settings, servers: Sequence[bytes], on_query: Handler
+        self, loop: asyncio.AbstractEventLoop, settings: Settings, servers: Sequence[bytes], on_queries: Handler
     ) -> None:
         self._loop = loop
         self._settings = settings
         self._servers = tuple(servers)
-        self._on_query = on_query
+        self._on_queries = on_queries
         self._sockets: dict[Endpoint, socket.socket] = {}
         self._reading: set[socket.socket] = set()
         self.counters: dict[str, int] = dict.fromkeys(_COUNTERS, 0)
         budgets = settings.budgets
-        self._connections = Connections(loop, on_query, self.counters, budgets.tcp_per_pod, budgets.tcp_idle)
+        self._connections = Connections(loop, on_queries, self.counters, budgets.tcp_per_pod, budgets.tcp_idle)
 
     @property
     def sockets(self) -> Mapping[Endpoint, socket.socket]:
@@ -119,7 +119,7 @@ class Listener:
             self._connections.listen(sock)
             return
         reader = (DatagramReader if endpoint.server else ForeignReader)(
-            sock, endpoint.server, self._on_query, self.counters
+            sock, endpoint.server, self._on_queries, self.counters
         )
         self._reading.add(sock)
         self._loop.add_reader(sock.fileno(), reader.readable)

@@ -11,7 +11,7 @@ import errno
 import socket
 from typing import Any, Final
 
-from egressd.listen.client import MAX_DRAIN, Handler, pack
+from egressd.listen.client import MAX_DRAIN, Client, Handler, pack
 from egressd.wire import MAX_QUERY
 
 __all__ = ["Connections"]
@@ -39,13 +39,13 @@ class Connections:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        on_query: Handler,
+        on_queries: Handler,
         counters: dict[str, int],
         per_client: int,
         idle_s: float,
     ) -> None:
         self.loop = loop
-        self.on_query = on_query
+        self.on_queries = on_queries
         self.counters = counters
         self._per_client = per_client
         self._idle_s = idle_s
@@ -271,15 +271,16 @@ class _Connection:
 
     def _read_frames(self) -> None:
         """Hand on at most 32 whole queries, then let others run before the next 32."""
-        for _ in range(MAX_DRAIN):
-            query = self._next_query()
-            if query is None:
-                return
-            self.unanswered += 1
+        queries: list[tuple[bytes, Client]] = []
+        while len(queries) < MAX_DRAIN and (query := self._next_query()) is not None:
+            queries.append((query, self))
+        if queries:
+            self.unanswered += len(queries)
             self.idle_since = self._owner.loop.time()
-            self._owner.counters["tcp_queries"] += 1
-            self._owner.on_query(query, self)
-        self._yield_to_others()
+            self._owner.counters["tcp_queries"] += len(queries)
+            self._owner.on_queries(queries)
+        if len(queries) == MAX_DRAIN:
+            self._yield_to_others()
 
     def _next_query(self) -> bytes | None:
         received = self._received

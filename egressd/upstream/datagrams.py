@@ -35,7 +35,7 @@ MAX_FORGED: Final = 32
 MAX_DRAIN: Final = 32
 READ_SIZE: Final = 4096
 """Octets; more than the 1232 that we say we take."""
-WAITS_S: Final = (0.8, 1.2, 2.0)
+WAITS_S: Final[tuple[float, ...]] = (0.8, 1.2, 2.0)
 """Seconds to wait for an answer before the first, second and third retry: 4 in all."""
 
 
@@ -183,8 +183,8 @@ class Datagrams:
         self._sink.flush()
 
     def _read(self, channel: Channel, data: bytes) -> None:
-        ident = int.from_bytes(data[:2], "big")
-        flight = channel.pending.get(ident) if len(data) >= 2 else None
+        ident = data[0] << 8 | data[1] if len(data) >= 2 else -1
+        flight = channel.pending.get(ident)
         if flight is None or not self._sink.replied(channel.carrier.server, flight, channel, ident, data):
             channel.forged += 1
             self._counters["forged"] += 1

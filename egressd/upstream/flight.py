@@ -30,24 +30,20 @@ class Holder(Protocol):
 
 
 class Flight:
-    """A question being asked. `tickets` are the replies still waited for, `attempts` how often it was sent."""
+    """A question being asked. `tickets` are the replies still waited for, `attempts` how often it was sent.
 
-    __slots__ = (
-        "attempts",
-        "deadline",
-        "edns",
-        "expires",
-        "failure",
-        "fallback",
-        "options",
-        "order",
-        "question",
-        "server",
-        "started",
-        "tickets",
-        "timeouts",
-        "waiters",
-    )
+    What seldom differs is said once, by the class: most flights are sent once, and answered.
+    """
+
+    server: Server
+    """Whom it was sent to last, and until when the answer is waited for."""
+    deadline: float
+    attempts = 0
+    timeouts = 0
+    edns = True
+    fallback: Answer | None = None
+    """A SERVFAIL or REFUSED, passed on if nobody knows better."""
+    failure: Failure | None = None
 
     def __init__(
         self, question: Question, waiter: Any, order: tuple[Server, ...], now: float, expires: float, options: bytes
@@ -58,15 +54,7 @@ class Flight:
         self.options = options
         self.started = now
         self.expires = expires
-        self.deadline = expires
-        self.server = order[0]
         self.tickets: list[tuple[Holder, int]] = []
-        self.attempts = 0
-        self.timeouts = 0
-        self.edns = True
-        self.fallback: Answer | None = None
-        """A SERVFAIL or REFUSED, passed on if nobody knows better."""
-        self.failure: Failure | None = None
 
     def forget_tickets(self) -> None:
         """Stop waiting for anything asked so far."""

@@ -226,7 +226,8 @@ class Upstreams:
             return False
         self.counters["sent"] += 1
         flight.server = server
-        flight.deadline = min(now + wait_s, flight.expires)
+        deadline = now + wait_s
+        flight.deadline = min(flight.expires, deadline)
         return True
 
     def _sweep(self) -> None:

@@ -8,8 +8,7 @@ name or stands on the CNAME chain that starts there; everything else in the mess
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from egressd.errors import WireError
 from egressd.names import Name
@@ -49,8 +48,7 @@ _QUESTION_POINTER: Final = 0xC00C
 """Pointer to offset 12, the question's name: the usual owner of an answer record."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What one answer says, beside its untouched bytes. Addresses are packed, TTLs are seconds, -1 for none."""
 
     data: bytes
@@ -72,24 +70,26 @@ class Answer:
     """Offsets in `data` where the OPT record starts and ends."""
 
 
-@dataclass(slots=True)
 class _Reading:
     """What one walk over a message gathers; lives no longer than the call."""
 
-    data: bytes
-    question: bytes
-    """The question's wire name."""
-    grants: bool
-    known: dict[int, bytes]
-    """Names already read, by the pointer that leads to them."""
-    aliases: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
-    """Target and TTL of each CNAME, by owner."""
-    held: list[tuple[bytes, int, bytes]] = field(default_factory=list)
-    """Owner, TTL and address of what may count once the chain is known; the address is empty for other records."""
-    offsets: list[int] = field(default_factory=list)
-    negative_ttl: int = -1
-    opt: tuple[int, int] | None = None
-    extended: int = 0
+    __slots__ = ("aliases", "data", "extended", "grants", "held", "known", "negative_ttl", "offsets", "opt", "question")
+
+    def __init__(self, data: bytes, question: bytes, grants: bool) -> None:
+        self.data = data
+        self.question = question
+        """The question's wire name."""
+        self.grants = grants
+        self.known = {_QUESTION_POINTER: question}
+        """Names already read, by the pointer that leads to them."""
+        self.aliases: dict[bytes, tuple[bytes, int]] = {}
+        """Target and TTL of each CNAME, by owner."""
+        self.held: list[tuple[bytes, int, bytes]] = []
+        """Owner, TTL and address of what may count once the chain is known; the address is empty for other records."""
+        self.offsets: list[int] = []
+        self.negative_ttl = -1
+        self.opt: tuple[int, int] | None = None
+        self.extended = 0
 
 
 def read_answer(data: bytes, question: Question, max_records: int = MAX_RECORDS) -> Answer:
@@ -103,10 +103,10 @@ def read_answer(data: bytes, question: Question, max_records: int = MAX_RECORDS)
         return Answer(data, flags & 15, True, (), (), -1, -1, (), None)
     if answers + authorities + additional > max_records:
         raise WireError(f"{answers + authorities + additional} records in one answer; at most {max_records} are read")
-    name = question.key[: len(question.raw) - 4]
+    size = len(question.raw)
     grants = question.qclass == IN and question.qtype in _GRANTING
-    reading = _Reading(data, name, grants, {_QUESTION_POINTER: name})
-    at = NAME_AT + len(question.raw)
+    reading = _Reading(data, question.key[: size - 4], grants)
+    at = NAME_AT + size
     try:
         if answers:
             at = _read_answers(reading, at, answers, question.qclass)
@@ -141,15 +141,18 @@ def _pass_gate(data: bytes, question: Question) -> tuple[int, int, int, int]:
 def _read_head(reading: _Reading, at: int) -> tuple[bytes, int, int, int, int, int]:
     """Owner, type, class, TTL as sent, and the bounds of the record data, for the record at offset `at`."""
     data = reading.data
-    if data[at] >= 192:
-        pointer = data[at] << 8 | data[at + 1]
+    first = data[at]
+    if first >= 192:
+        pointer = first << 8 | data[at + 1]
         owner = reading.known.get(pointer)
         if owner is None:
             owner = reading.known[pointer] = read_name(data, at)[0]
         head = at
-    else:
+    elif first:
         owner, head = read_name(data, at)
         head -= 2
+    else:
+        owner, head = b"\0", at - 1
     rtype, rclass, ttl, length = RECORD.unpack_from(data, head)
     end = head + 12 + length
     if end > len(data):
@@ -246,22 +249,17 @@ def _follow(name: bytes, aliases: dict[bytes, tuple[bytes, int]]) -> tuple[list[
 
 def _conclude(reading: _Reading, rcode: int) -> Answer:
     """Keep what is owned by a name on the chain."""
-    chain, least = _follow(reading.question, reading.aliases)
-    ttls = [] if least < 0 else [least]
+    chain, least = _follow(reading.question, reading.aliases) if reading.aliases else ([reading.question], -1)
     addresses: dict[bytes, None] = {}
     for owner, ttl, address in reading.held:
         if owner in chain:
-            ttls.append(ttl)
+            if ttl < least or least < 0:
+                least = ttl
             if address:
                 addresses[address] = None
+    rcode |= reading.extended
+    cnames = tuple(map(name_text, chain[1:]))
+    offsets = tuple(reading.offsets)
     return Answer(
-        data=reading.data,
-        rcode=rcode | reading.extended,
-        truncated=False,
-        addresses=tuple(addresses),
-        cnames=tuple(map(name_text, chain[1:])),
-        ttl=min(ttls, default=-1),
-        negative_ttl=reading.negative_ttl,
-        ttl_offsets=tuple(reading.offsets),
-        opt=reading.opt,
+        reading.data, rcode, False, tuple(addresses), cnames, least, reading.negative_ttl, offsets, reading.opt
     )

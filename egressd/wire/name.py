@@ -62,8 +62,9 @@ def name_text(wire: bytes) -> Name:
     labels = []
     at = 0
     while length := wire[at]:
-        labels.append(wire[at + 1 : at + 1 + length])
-        at += length + 1
+        at += 1
+        labels.append(wire[at : at + length])
+        at += length
     if not labels:
         return ROOT
     text = b".".join(labels)

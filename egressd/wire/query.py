@@ -7,10 +7,9 @@ header and the size are judged before anything else is parsed (dns.md, One query
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from egressd.errors import WireError
 from egressd.names import Name
@@ -42,8 +41,7 @@ _CLASSIC: Final = 512
 _FLAG_OCTETS: Final = tuple(bytes((bits,)) for bits in range(8))
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """What one query asks, and how its answer must look."""
 
     name: Name
@@ -69,17 +67,17 @@ def read_query(data: bytes) -> Question:
     flags, additional = _pass_gate(data)
     try:
         wire, at = read_name(data, NAME_AT)
-        kind = data[at : at + 4]
-        qtype, qclass = _TYPE_CLASS.unpack(kind)
+        qtype, qclass = _TYPE_CLASS.unpack_from(data, at)
         size, extended = _read_additional(data, at + 4, additional)
     except WireError as error:
         raise WireError(error.message, error.rcode or FORMERR) from None
     except (IndexError, struct.error):
         raise WireError("the query ends inside a name or a record", FORMERR) from None
     rd, cd, do = flags & RD != 0, flags & CD != 0, extended & DO != 0
-    key = wire + kind + _FLAG_OCTETS[do | cd << 1 | rd << 2]
-    accepted = min(max(size, _CLASSIC), MAX_QUERY)
-    return Question(name_text(wire), qtype, qclass, data[NAME_AT : at + 4], rd, cd, size >= 0, do, accepted, key)
+    raw = data[NAME_AT : at + 4]
+    key = wire + raw[-4:] + _FLAG_OCTETS[do | cd << 1 | rd << 2]
+    accepted = _CLASSIC if size < _CLASSIC else min(size, MAX_QUERY)
+    return Question(name_text(wire), qtype, qclass, raw, rd, cd, size >= 0, do, accepted, key)
 
 
 def _pass_gate(data: bytes) -> tuple[int, int]:
@@ -143,6 +141,16 @@ def loop_option(token: bytes) -> bytes:
     return _OPTION.pack(_LOOP_OPTION, len(token)) + token
 
 
+def _heads(additional: int) -> tuple[bytes, ...]:
+    """The header of a query behind its ID, for each octet of flags that a key may end with."""
+    flags = [AD | (CD if bits & 2 else 0) | (RD if bits & 4 else 0) for bits in range(8)]
+    return tuple(HEADER.pack(0, each, 1, 0, 0, additional)[2:] for each in flags)
+
+
+_HEADS: Final = _heads(0)
+_EDNS_HEADS: Final = _heads(1)
+
+
 @lru_cache(8)
 def _our_opt(dnssec_ok: bool, options: bytes) -> bytes:
     return opt_record(dnssec_ok=dnssec_ok, options=options)
@@ -154,7 +162,7 @@ def upstream_query(question: Question, ident: int, edns: bool = True, options: b
     AD is always set: it asks to be told whether the answer was validated (RFC 6840 section 5.7), which the client
     learns from the bit in the answer as it would have without egressd.
     """
-    flags = AD | (RD if question.recursion_desired else 0) | (CD if question.checking_disabled else 0)
+    bits = question.key[-1]
     if not edns:
-        return HEADER.pack(ident, flags, 1, 0, 0, 0) + question.raw
-    return HEADER.pack(ident, flags, 1, 0, 0, 1) + question.raw + _our_opt(question.dnssec_ok, options)
+        return ident.to_bytes(2) + _HEADS[bits] + question.raw
+    return ident.to_bytes(2) + _EDNS_HEADS[bits] + question.raw + _our_opt(question.dnssec_ok, options)

@@ -146,7 +146,8 @@ class Supervisor:
     def close(self) -> None:
         self._wanted.clear()
         self._closed.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _watch(self) -> None:
         while not self._closed.wait(POLL_S):

@@ -1,8 +1,8 @@
 """What the load writes down of each thing it tried, and how such records are counted by phase. Pure.
 
 A record says when something began (monotonic seconds, one clock for all processes), how long it took, what it was and
-how it ended. What went well belongs to the phase it began in; what went wrong, to the first strike that fell into its
-life, so that a query in flight when the data path is killed counts against the kill.
+how it ended. It belongs to the phase it began in; only what went wrong counts against the next strike if that fell into
+its first moments (`BLAME_S`), as with a query in flight when the data path is killed.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ class Ending(IntEnum):
 LOOKUPS: Final = (Kind.KNOWN, Kind.FRESH)
 FAILED: Final = (Ending.LOST, Ending.ERROR)
 NOT_OPEN: Final = (Ending.REFUSED, Ending.SILENCE)
+BLAME_S: Final = 0.5
+"""Longer than a look-up takes that goes well, and than a long connection is silent."""
 LAYOUT: Final = struct.Struct("<dfBBH")
 
 
@@ -113,7 +115,8 @@ def add_records(phases: Sequence[Phase], records: Iterable[Record]) -> None:
     starts = [phase.began for phase in phases]
     for record in records:
         at = bisect.bisect_right(starts, record.began) - 1
-        if record.ending and at + 1 < len(starts) and starts[at + 1] < record.began + record.lasted:
+        blamed = record.began + min(record.lasted, BLAME_S)
+        if record.ending and at + 1 < len(starts) and starts[at + 1] < blamed:
             at += 1
         if at >= 0 and (not phases[at].ended or record.began < phases[at].ended):
             _add(phases[at], record)
@@ -122,7 +125,7 @@ def add_records(phases: Sequence[Phase], records: Iterable[Record]) -> None:
 def _add(phase: Phase, record: Record) -> None:
     phase.counts[record.kind, record.ending] += 1
     if record.ending:
-        phase.last_trouble = max(phase.last_trouble, record.began)
+        phase.last_trouble = max(phase.last_trouble, record.began, phase.began)
     if record.kind in LOOKUPS and record.ending in (Ending.GOOD, Ending.RETRIED):
         phase.latencies.append(record.lasted)
 

@@ -53,23 +53,24 @@ def test_memory_is_flat_under_a_flood(tmp_path: Path) -> None:
 
 
 def test_wrongs_count_against_the_strike_that_fell_into_them() -> None:
-    """A look-up begun before a strike and lost after it is the strike's; one that went well is not."""
+    """What goes wrong just before a strike is the strike's; what goes well, or began long before, is not."""
     phases = [Phase("nothing", 10.0, 20.0), Phase("kill", 20.0, 30.0)]
     records = [
         Record(9.0, 0.1, Kind.KNOWN, Ending.GOOD, 0),
         Record(19.9, 0.2, Kind.KNOWN, Ending.GOOD, 0),
         Record(19.9, 5.0, Kind.KNOWN, Ending.RETRIED, 0),
-        Record(19.5, 0.1, Kind.KNOWN, Ending.ERROR, 2),
+        Record(19.8, 0.1, Kind.KNOWN, Ending.ERROR, 2),
+        Record(17.0, 5.0, Kind.KNOWN, Ending.LOST, 0),
         Record(25.0, 0.1, Kind.DIAL_DENIED, Ending.THROUGH, 80),
         Record(30.5, 0.1, Kind.KNOWN, Ending.LOST, 0),
     ]
     add_records(phases, records)
     calm, kill = totals(phases)
-    assert (calm.asked, calm.failed, calm.retried) == (2, 1, 0)
+    assert (calm.asked, calm.failed, calm.retried) == (3, 2, 0)
     assert (kill.asked, kill.failed, kill.retried, kill.through) == (1, 0, 1, 1)
     assert kill.trouble_s == 5.0
     assert broken(phases, rss_mib=1.0) == [
-        "nothing: 1 failed look-ups",
+        "nothing: 2 failed look-ups",
         "kill: 1 denied connections that got through",
     ]
 

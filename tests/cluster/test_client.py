@@ -102,7 +102,7 @@ def test_outside_a_pod_there_must_be_a_kubeconfig() -> None:
     [(403, {}, None), (429, {"Retry_After": "3"}, 3.0), (500, {"Retry_After": "soon"}, None)],
 )
 def test_what_the_server_refuses_is_one_error(
-    api: ApiServer, tmp_path: Path, code: int, headers: dict[str, str], retry: float | None
+    api: ApiServer, tmp_path: Path, code: int, headers: dict[str, Any], retry: float | None
 ) -> None:
     """With its status, its own words and when to come back."""
     api.fail(code, **headers)

@@ -9,11 +9,11 @@ import pytest
 
 from egressd.control.denials import MAX_PODS, PERIOD_S, Denials
 
-DNS = {"query": {"name": "denied.example", "type": "A"}}
-FLOW = {"destination": {"ip": "192.0.2.9", "port": 443, "protocol": "tcp"}}
+DNS: dict[str, Any] = {"query": {"name": "denied.example", "type": "A"}}
+FLOW: dict[str, Any] = {"destination": {"ip": "192.0.2.9", "port": 443, "protocol": "tcp"}}
 
 
-def line(pod: str | None = "web-0", verdict: str = "denied", **fields: Any) -> bytes:
+def line(pod: str | None = "web-0", *, verdict: str = "denied", **fields: Any) -> bytes:
     identity = {"pod": {"namespace": "shop", "name": pod, "uid": f"u-{pod}"}} if pod else {}
     record = {**identity, "verdict": verdict, "reason": "no-rule", **fields}
     return json.dumps(record, separators=(",", ":")).encode() + b"\n"
@@ -38,7 +38,7 @@ def test_a_denial_is_told_in_a_sentence(fields: dict[str, Any], said: str) -> No
 def test_one_a_pod_and_minute() -> None:
     """However many there are, and however many lines come at once."""
     denials = Denials()
-    lines = line(**DNS) * 3 + line("web-1", **DNS) + line("web-2", "allowed", **DNS) + line(None, **DNS)
+    lines = line(**DNS) * 3 + line("web-1", **DNS) + line("web-2", verdict="allowed", **DNS) + line(None, **DNS)
     assert [denial.pod for denial in denials.see(lines, 0.0)] == ["web-0", "web-1"]
     assert denials.see(lines, PERIOD_S - 1) == []
     assert [denial.pod for denial in denials.see(line(**DNS), PERIOD_S + 1)] == ["web-0"]

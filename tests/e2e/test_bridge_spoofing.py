@@ -194,8 +194,9 @@ def test_bindings_follow_pods(shop: Shop) -> None:
     eventually(lambda: not gone & {address for _, address in bound(shop)}, what="the pod bound no more")
     late = shop.node.add_pod("shop/late-0", index=index)
     shop.daemon.put_pods()
-    eventually(lambda: both(late) <= bound(shop), what=f"the new pod bound\n{shop.daemon.log()}")
-    assert f'{late.v4} comment "shop/late-0"' in listing(shop)
+    named = [f'{address} comment "shop/late-0"' for address in (late.v4, late.v6)]
+    eventually(lambda: all(each in listing(shop) for each in named), what=f"the new pod bound\n{shop.daemon.log()}")
+    assert both(late) <= bound(shop)
 
 
 def test_a_restart_keeps_bindings_and_cleanup_ends_them(shop: Shop) -> None:

@@ -125,7 +125,7 @@ class Bench:
 
     def query(self, name: str, kind: str = "A", client: Client | None = None, **edns: Any) -> Client:
         client = client or Client()
-        self.exchange.receive(dns.message.make_query(name, kind, id=4711, **edns).to_wire(), client)
+        self.exchange.receive([(dns.message.make_query(name, kind, id=4711, **edns).to_wire(), client)])
         return client
 
     def reply(self, *records: str, rcode: int = 0, authority: str = "") -> None:
@@ -165,6 +165,36 @@ def test_allowed_name_is_open_before_the_answer() -> None:
     (record,) = bench.records
     assert (record.verdict, record.reason, record.policy, record.rule) == ("allowed", "rule", "shop/web", "storage")
     assert (record.addresses, record.granted, record.ttl, record.rcode) == ((IPV4,), (IPV4,), 5, 0)
+
+
+def test_answers_that_share_a_refused_grant_fail_together() -> None:
+    """Of two answers that come together with one address, the second relies on the first's grant: neither is given."""
+    bench = Bench()
+    bench.refuse = {IPV4}
+    clients = [bench.query(API), bench.query(API)]
+    bench.exchange.deliver([bench.made(f"{API} 5 A 203.0.113.7") for _ in clients])
+    assert [client.answer.rcode() for client in clients] == [dns.rcode.SERVFAIL] * 2
+    assert [(record.reason, record.granted) for record in bench.records] == [("program-failed", ())] * 2
+    bench.refuse = set()
+    third = bench.query(API)
+    bench.reply(f"{API} 5 A 203.0.113.7")
+    assert third.answer.rcode() == dns.rcode.NOERROR
+    assert [element.address for element in bench.kernel] == [IPV4]
+
+
+def test_what_one_wake_finds_is_programmed_together() -> None:
+    """Queries answered from the cache in one wake share one transaction, and none is answered before it."""
+    bench = Bench(cache=100)
+    names = [f"n{number}.s3.example" for number in range(8)]
+    for number, name in enumerate(names):
+        bench.query(name, client=Client(FREE))
+        bench.reply(f"{name} 60 A 198.51.100.{number}")
+    assert bench.batches == []
+    clients = [Client() for _ in names]
+    queries = [dns.message.make_query(name, "A").to_wire() for name in names]
+    bench.exchange.receive(list(zip(queries, clients, strict=True)))
+    assert bench.batches == [8]
+    assert [client.answer.rcode() for client in clients] == [dns.rcode.NOERROR] * 8
 
 
 def test_name_without_rule_never_leaves_the_node() -> None:
@@ -461,7 +491,7 @@ def test_malformed_is_recorded_and_answered_as_the_gate_says() -> None:
     cases[header.pack(1, 0x0100, 2, 0, 0, 0)] = 1
     for data, rcode in cases.items():
         client = Client()
-        bench.exchange.receive(data, client)
+        bench.exchange.receive([(data, client)])
         assert [sent[3] & 15 for sent in client.sent] == ([] if rcode is None else [rcode])
     assert [record.reason for record in bench.records] == ["malformed"] * 4
 
@@ -503,6 +533,6 @@ def test_any_bytes_get_one_record_and_at_most_one_reply(data: bytes) -> None:
     """A pod may send anything: it is answered or met with silence, and recorded once."""
     bench = Bench()
     client = Client()
-    bench.exchange.receive(data, client)
+    bench.exchange.receive([(data, client)])
     assert len(client.sent) <= 1
     assert len(bench.records) + len(bench.asked) == 1

@@ -74,7 +74,7 @@ def test_flags_make_other_questions() -> None:
     assert len(book.asked) == 1, "DO asks for signatures, which the kept answer lacks"
     query = dns.message.make_query(API, "A")
     query.flags |= dns.flags.CD
-    book.exchange.receive(query.to_wire(), Client())
+    book.exchange.receive([(query.to_wire(), Client())])
     assert len(book.asked) == 2
 
 
@@ -205,7 +205,7 @@ def test_a_question_of_our_own_that_comes_back_ends_there() -> None:
     client = Client(POD)
     question: Any = dns.message.make_query(API, "A", use_edns=0)
     question.use_edns(0, options=[dns.edns.GenericOption(dns.edns.OptionType.make(65313), b"0123456789ab")])
-    book.exchange.receive(question.to_wire(), client)
+    book.exchange.receive([(question.to_wire(), client)])
     assert client.answer.rcode() == dns.rcode.SERVFAIL
     assert "dns.exempt" in ede(client.answer)[1]
     assert book.asked == []

@@ -88,6 +88,25 @@ def test_two_names_share_an_address() -> None:
     assert [element.address for element in gone] == [A]
 
 
+def test_a_name_that_lingers_keeps_nothing_open() -> None:
+    """What one name loses leaves at once, even where another that just ended is still remembered."""
+    book = ledger()
+    book.admit(1, API, [A], HTTPS, 5, 1000.0)
+    book.admit(1, CDN, [A], HTTPS, 3600, 1001.0)
+    _, gone = book.review(1, lambda name, _: () if name == CDN else HTTPS, 1091.0)
+    assert [element.address for element in gone] == [A]
+    assert not book.opens(1, A, 6, 443, 1092.0)
+
+
+def test_what_a_bound_pushes_out_leaves_no_long_life_behind() -> None:
+    """An element goes on as long as the names still in the book hold it, not as long as the one pushed out did."""
+    book = ledger(total=1)
+    book.admit(1, CDN, [A], HTTPS, 3600, 1000.0)
+    writes, gone = book.admit(1, API, [A], HTTPS, 5, 1001.0)
+    assert gone == []
+    assert [(write.address, write.lifetime_ms, write.refresh) for write in writes] == [(A, 90_000, True)]
+
+
 def test_ports_change_in_one_step() -> None:
     """A rule that is widened swaps elements; a port that stays is not taken out in between."""
     book = ledger()
@@ -182,7 +201,7 @@ class LedgerMachine(RuleBasedStateMachine):
             until = min([max(known, self.now + max(ttl, 60) + 30), *programmed])
             self.grants[subject, name, address] = ports, known if known >= enough else until
 
-    @rule(seconds=st.sampled_from([0.5, 20.0, 61.0, 400.0]))
+    @rule(seconds=st.sampled_from([0.5, 3.0, 20.0, 61.0, 88.0, 400.0]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
         self.book.expire(self.now)

@@ -476,6 +476,23 @@ def test_a_restart_keeps_what_was_bound(scene: Scene) -> None:
     assert '"pod-stray" : goto other' in listing()
 
 
+def test_a_binder_goes_on_after_a_pause(node: KernelNode) -> None:
+    """Closed and opened again, as when a successor did not come, it hears of new pods as before."""
+    node.web.ip("link set eth0 down")
+    with Scene(node) as scene:
+        scene.until(lambda: len(scene.bound()) == 2)
+        scene.binder.close()
+        scene.kernel.reopen()
+        scene.kernel.install(Change(pods=PODS))
+        assert scene.bound() == {JOB4: "pod-job", JOB6: "pod-job"}
+        scene.binder.open(scene.loop)
+        scene.until(lambda: scene.binder._hearing)
+        node.web.ip("link set eth0 up")
+        scene.until(lambda: "state UP" in show(node.space, "link", "show", "pod-web"))
+        assert node.ping(node.web, GATEWAY4)
+        scene.learn()
+
+
 def test_a_port_that_vanished_meanwhile_is_found_out(scene: Scene) -> None:
     """What is taken over from an earlier run is checked against the bridge as it is now."""
     scene.binder.close()

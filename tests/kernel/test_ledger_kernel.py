@@ -190,8 +190,9 @@ class LedgerOnKernel(RuleBasedStateMachine):
             assert until <= after + JIFFY_S or key in held, f"{key} should be open for {until - after:.3f} s more"
         for key, grant in held.items():
             life = self.lives[key]
-            assert before + grant.remaining_ms / 1000 <= life.most + JIFFY_S
-            assert after + grant.remaining_ms / 1000 >= life.least - JIFFY_S
+            remaining = grant.remaining_ms / 1000
+            assert before + remaining <= life.most + JIFFY_S, f"{key} has {remaining} s: more than it was given"
+            assert after + remaining >= life.least - JIFFY_S, f"{key} has {remaining} s: less than it was given"
             assert grant.comment == life.comment
             assert key in wanted, f"{key} is open and no grant holds it"
             assert wanted[key][0] >= life.least - JIFFY_S, f"{key} outlives the last of its grants"

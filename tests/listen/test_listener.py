@@ -18,7 +18,7 @@ from egressd.listen import Client, Listener
 from egressd.listen.client import pack
 from egressd.settings import Dns, Settings
 
-from .world import Loops, isolated
+from .world import Loops, One, isolated, one_by_one
 
 SETTINGS = Settings()
 FOREIGN = replace(SETTINGS, dns=Dns(foreign="Answer"))
@@ -52,9 +52,9 @@ def play(scene: Callable[[], Awaitable[None]], loops: Loops = uvloop.new_event_l
     isolated(body)
 
 
-def opened(settings: Settings = SETTINGS, on_query: Callable[[bytes, Client], None] = echo) -> Listener:
+def opened(settings: Settings = SETTINGS, on_query: One = echo) -> Listener:
     """A listener on both loopback servers, open."""
-    listener = Listener(asyncio.get_running_loop(), settings, SERVERS, on_query)
+    listener = Listener(asyncio.get_running_loop(), settings, SERVERS, one_by_one(on_query))
     listener.open()
     return listener
 
@@ -173,7 +173,7 @@ def test_a_new_listener_takes_the_sockets_over(loops: Loops) -> None:
             while not held:  # noqa: ASYNC110 - filled by callbacks
                 await asyncio.sleep(0.005)
             passed = {endpoint: sock.dup() for endpoint, sock in old.sockets.items()}
-            new = Listener(asyncio.get_running_loop(), SETTINGS, SERVERS, echo)
+            new = Listener(asyncio.get_running_loop(), SETTINGS, SERVERS, one_by_one(echo))
             old.drain()
             new.open(passed)
             assert await exchange(second, b"taken by the new") == b"taken by the new"
@@ -238,7 +238,7 @@ def test_ipv6_turned_off_does_not_stop_foreign_mode() -> None:
 
     async def scene() -> None:
         await asyncio.to_thread(Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text, "1")
-        listener = Listener(asyncio.get_running_loop(), FOREIGN, SERVERS[:1], echo)
+        listener = Listener(asyncio.get_running_loop(), FOREIGN, SERVERS[:1], one_by_one(echo))
         listener.open()
         with udp_client() as sock:
             assert await exchange(sock, b"hello") == b"hello"

@@ -12,10 +12,9 @@ import uvloop
 
 from egressd.listen import Client
 from egressd.listen import streams as module
-from egressd.listen.client import Handler
 from egressd.listen.streams import Connections
 
-from .world import Loops
+from .world import Loops, One, one_by_one
 
 COUNTERS = (
     "tcp_connections",
@@ -35,11 +34,13 @@ both_loops = pytest.mark.parametrize(
 class Stage:
     """Connections under test, and the address to reach them at."""
 
-    def __init__(self, handler: Handler, per_client: int, idle_s: float) -> None:
+    def __init__(self, handler: One, per_client: int, idle_s: float) -> None:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.listening.setblocking(False)
-        self.connections = Connections(asyncio.get_running_loop(), handler, self.counters, per_client, idle_s)
+        self.connections = Connections(
+            asyncio.get_running_loop(), one_by_one(handler), self.counters, per_client, idle_s
+        )
         self.connections.listen(self.listening)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -55,7 +56,7 @@ class Stage:
 def play(
     loops: Loops,
     scene: Callable[[Stage], Awaitable[None]],
-    handler: Handler,
+    handler: One,
     per_client: int = 32,
     idle_s: float = 30.0,
 ) -> None:

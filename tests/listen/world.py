@@ -23,6 +23,7 @@ from pyroute2 import IPRoute
 from egressd.kernel.routes import install_routes
 from egressd.lab.syscalls import NEW_MOUNT, NEW_NET, set_namespace, unshare
 from egressd.listen import Client, Listener
+from egressd.listen.client import Handler
 from egressd.model import address_text
 from egressd.settings import Settings
 
@@ -47,6 +48,8 @@ table inet witness {{
 
 T = TypeVar("T")
 Loops = Callable[[], asyncio.AbstractEventLoop]
+One = Callable[[bytes, Client], None]
+"""What a test does with one query."""
 
 
 def isolated(body: Callable[[], None]) -> None:
@@ -140,6 +143,16 @@ def intercept(settings: Settings, servers: Sequence[bytes], caught: Sequence[byt
     subprocess.run(["nft", "-f", "-"], input=RULES.format(v4=v4, v6=v6), text=True, check=True)
 
 
+def one_by_one(one: One) -> Handler:
+    """A listener's handler that hands on each query of a wake by itself."""
+
+    def handler(queries: list[tuple[bytes, Client]]) -> None:
+        for data, client in queries:
+            one(data, client)
+
+    return handler
+
+
 def answer(data: bytes, client: Client) -> None:
     """Answer like a resolver that knows one address; the server asked stands in a TXT record."""
     query = dns.message.from_wire(data)
@@ -154,12 +167,12 @@ def serve(
     loops: Loops,
     settings: Settings,
     servers: Sequence[bytes],
-    handler: Callable[[bytes, Client], None],
+    handler: One,
     scene: Callable[[Listener], Awaitable[None]],
 ) -> Listener:
     """Open a listener on a fresh loop, play `scene`, close it; returns it for a look at its counters."""
     loop = loops()
-    listener = Listener(loop, settings, servers, handler)
+    listener = Listener(loop, settings, servers, one_by_one(handler))
     listener.open()
     try:
         loop.run_until_complete(scene(listener))

@@ -1,4 +1,4 @@
-"""What the survival tests share: a shop whose names are known, a steady stream of queries, and what a person would see."""
+"""What the survival tests share: a shop whose names are known, a steady stream of queries, what a person would see."""
 
 from __future__ import annotations
 

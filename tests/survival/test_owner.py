@@ -34,7 +34,7 @@ def test_an_owned_table(tmp_path: Path) -> None:
         assert closed(shop)
         assert dial(shop.web, API4) == "open"
         shop.daemon.start()
-        assert "1 grants taken over" in shop.daemon.log()
+        eventually(lambda: "1 grants taken over" in shop.daemon.log(), what="the next one ready")
         assert "flags owner" in shop.grants()
         assert allowed(shop)
         shop.daemon.kill()

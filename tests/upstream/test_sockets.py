@@ -126,7 +126,8 @@ def test_a_forger_loses_the_port() -> None:
             with Caller(resolver.upstream) as caller:
                 for number in range(200):
                     assert await caller.addresses(question(f"n{number}.example.com")) == [RIGHT]
-                assert len({port for _, port in resolver.sources}) == 200
+                ports = {port for _, port in resolver.sources}
+                assert len(ports) > 190  # the kernel picks at random, and may pick a closed one again
 
     play(uvloop.new_event_loop, scene)
 

@@ -64,15 +64,18 @@ class Binder:
         self._surveying = False
         self._again = False
         self._timer: asyncio.TimerHandle | None = None
+        self._work: asyncio.Future[Survey] | None = None
         self._doubted: set[str] = set()
         self._woken: dict[bytes, float] = {}
         """When the kernel was last asked to look for an address."""
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to learn and to watch. A second time changes nothing."""
+        """Begin to learn and to watch, also again after `close`. While open, a second time changes nothing."""
         if self._loop is not None:
             return
         self._loop = loop
+        self._hearing = self._surveying = self._again = False
+        self._ports.clear()
         self._wires = Wires()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bridge")
         self._watch: socket.socket = create_socket(None, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
@@ -88,11 +91,12 @@ class Binder:
         if self._loop is None:
             return
         self._loop.remove_reader(self._watch.fileno())
-        if self._timer is not None:
-            self._timer.cancel()
-        self._loop = None
+        for pending in (self._timer, self._work):
+            if pending is not None:
+                pending.cancel()
+        self._loop = self._timer = self._work = None
         self._watch.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._wires.close()
 
     def follow(self) -> None:
@@ -163,13 +167,13 @@ class Binder:
         self._woken = {address: at for address, at in self._woken.items() if address in unbound and now < at + AGAIN_S}
         wake = unbound.keys() - self._woken.keys()
         self._woken |= dict.fromkeys(wake, now)
-        work = self._loop.run_in_executor(self._pool, self._wires.survey, tuple(unbound), wake)
-        work.add_done_callback(lambda done: self._surveyed(done, unbound))
+        self._work = self._loop.run_in_executor(self._pool, self._wires.survey, tuple(unbound), wake)
+        self._work.add_done_callback(lambda done: self._surveyed(done, unbound))
 
     def _surveyed(self, done: asyncio.Future[Survey], asked: Mapping[bytes, str]) -> None:
-        self._surveying = False
-        if self._loop is None or done.cancelled():
+        if done is not self._work or done.cancelled():
             return
+        self._surveying = False
         error = done.exception()
         if error is not None:
             log.warning("where pods hang is not known: %s", error)
