@@ -240,7 +240,7 @@ class Daemon:
         for place, address, port, data in parcel.held:
             client = self.listener.client(Endpoint(*place), address, port)
             if client is not None:
-                self.exchange.receive(data, client)
+                self.exchange.receive([(data, client)])
         counts = self.roster.counts()
         log.info(
             "ready: %d pods, %d policies, %d subjects, %d grants taken over",

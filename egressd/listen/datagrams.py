@@ -21,22 +21,25 @@ MAX_ADDRESSES: Final = 1024
 class _DatagramClient:
     """A client that asked one of the trusted servers; the socket's own address is the server's."""
 
-    __slots__ = ("_peer", "_reader", "address", "port", "server")
+    __slots__ = ("_counters", "_peer", "_socket", "address", "port", "server")
 
     transport: str = "udp"
 
-    def __init__(self, reader: DatagramReader, server: bytes, peer: tuple[Any, ...]) -> None:
-        self._reader = reader
+    def __init__(
+        self, sock: socket.socket, server: bytes, address: bytes, peer: tuple[Any, ...], counters: dict[str, int]
+    ) -> None:
+        self._socket = sock
         self._peer = peer
-        self.address = reader.addresses.get(peer[0]) or reader.packed(peer[0])
+        self._counters = counters
+        self.address = address
         self.port: int = peer[1]
         self.server = server
 
     def send(self, data: bytes) -> None:
         try:
-            self._reader.socket.sendto(data, self._peer)
+            self._socket.sendto(data, self._peer)
         except OSError:
-            self._reader.counters["udp_send_errors"] += 1
+            self._counters["udp_send_errors"] += 1
 
 
 class _ForeignClient(_DatagramClient):
@@ -46,9 +49,9 @@ class _ForeignClient(_DatagramClient):
 
     def send(self, data: bytes) -> None:
         try:
-            self._reader.socket.sendmsg([data], [_source(self.server)], 0, self._peer)
+            self._socket.sendmsg([data], [_source(self.server)], 0, self._peer)
         except OSError:
-            self._reader.counters["udp_send_errors"] += 1
+            self._counters["udp_send_errors"] += 1
 
 
 def datagram_client(
@@ -65,11 +68,11 @@ class DatagramReader:
     """Reads one trusted server's socket; give `readable` to the loop."""
 
     def __init__(self, sock: socket.socket, server: bytes, on_queries: Handler, counters: dict[str, int]) -> None:
-        self.socket = sock
-        self.counters = counters
-        self.addresses: dict[str, bytes] = {}
-        """Packed addresses of those who asked lately, by their text."""
+        self._socket = sock
+        self._counters = counters
         self._server = server
+        self._packed: dict[str, bytes] = {}
+        """Addresses of those who asked lately, by their text."""
         self._on_queries = on_queries
 
     def readable(self) -> None:
@@ -80,23 +83,23 @@ class DatagramReader:
         except BlockingIOError:
             pass
         except OSError:
-            self.counters["udp_receive_errors"] += 1
+            self._counters["udp_receive_errors"] += 1
         if queries:
-            self.counters["udp_queries"] += len(queries)
+            self._counters["udp_queries"] += len(queries)
             self._on_queries(queries)
 
     def _drain(self, queries: list[tuple[bytes, Client]]) -> None:
         """Read until there is nothing more, which the socket says with an error."""
-        receive, server = self.socket.recvfrom, self._server
+        sock, server, counters, known = self._socket, self._server, self._counters, self._packed
         for _ in range(MAX_DRAIN):
-            data, peer = receive(READ_SIZE)
-            queries.append((data, _DatagramClient(self, server, peer)))
+            data, peer = sock.recvfrom(READ_SIZE)
+            address = known.get(peer[0]) or self._pack(peer[0])
+            queries.append((data, _DatagramClient(sock, server, address, peer, counters)))
 
-    def packed(self, host: str) -> bytes:
-        """The packed address, remembered."""
-        if len(self.addresses) >= MAX_ADDRESSES:
-            self.addresses.clear()
-        address = self.addresses[host] = pack(host)
+    def _pack(self, host: str) -> bytes:
+        if len(self._packed) >= MAX_ADDRESSES:
+            self._packed.clear()
+        address = self._packed[host] = pack(host)
         return address
 
 
@@ -105,13 +108,14 @@ class ForeignReader(DatagramReader):
 
     def _drain(self, queries: list[tuple[bytes, Client]]) -> None:
         """As above; a datagram that does not say where it was sent to cannot be answered, and is dropped."""
+        sock, counters = self._socket, self._counters
         for _ in range(MAX_DRAIN):
-            data, ancillary, _, peer = self.socket.recvmsg(READ_SIZE, _ANCILLARY_SIZE)
+            data, ancillary, _, peer = sock.recvmsg(READ_SIZE, _ANCILLARY_SIZE)
             server = _destination(ancillary)
             if server is None:
-                self.counters["udp_receive_errors"] += 1
+                counters["udp_receive_errors"] += 1
             else:
-                queries.append((data, _ForeignClient(self, server, peer)))
+                queries.append((data, _ForeignClient(sock, server, self._pack(peer[0]), peer, counters)))
 
 
 _PKTINFO: Final = struct.Struct("@I4s4s")

@@ -188,6 +188,19 @@ METRICS: Final[tuple[Metric, ...]] = (
         ("operation",),
         _parts(("exchange.program_failed", "grant"), ("kernel.change", "change"), ("kernel.heartbeat", "heartbeat")),
     ),
+    Metric(
+        "egressd_kernel_mended_total",
+        COUNTER,
+        "Times that the table, or a routing rule or route, was put right after another program changed it.",
+        ("part",),
+        _parts(("kernel.table_mended", "table"), ("kernel.routes_mended", "routes")),
+    ),
+    Metric(
+        "egressd_kernel_cut_connections_total",
+        COUNTER,
+        "Live connections ended because they lost their sanction.",
+        parts=(Part("kernel.cut"),),
+    ),
     Metric("egressd_kernel_consistent", GAUGE, "Whether the kernel's table is what it should be."),
     # ---------------------------------------------------------------------------------------- flows and audit
     Metric(
