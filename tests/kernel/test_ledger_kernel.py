@@ -191,8 +191,9 @@ class LedgerOnKernel(RuleBasedStateMachine):
         for key, grant in held.items():
             life = self.lives[key]
             remaining = grant.remaining_ms / 1000
-            assert before + remaining <= life.most + JIFFY_S, f"{key} has {remaining} s: more than it was given"
-            assert after + remaining >= life.least - JIFFY_S, f"{key} has {remaining} s: less than it was given"
+            told = f"{key} has {remaining:.3f} s, and was given {life.least - before:.3f} to {life.most - before:.3f}"
+            assert before + remaining <= life.most + JIFFY_S, told
+            assert after + remaining >= life.least - JIFFY_S, told
             assert grant.comment == life.comment
             assert key in wanted, f"{key} is open and no grant holds it"
             assert wanted[key][0] >= life.least - JIFFY_S, f"{key} outlives the last of its grants"
