@@ -42,8 +42,9 @@ fmt: dev ## put the code into form, and mend what ruff can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: root dev ## CPU per query side by side with dnsmasq, as a table (root)
-	@$(BIN)/python -m benchmarks $(ARGS)
+bench: root ## CPU per query side by side with other resolvers, as tables in benchmarks/RESULTS.md (root)
+	@.ci/bootstrap bench
+	@$(BIN)/python -m benchmarks --write benchmarks/RESULTS.md $(ARGS)
 
 manifests: dev ## render deploy/install.yaml and deploy/uninstall.yaml from their kustomize folders
 	@for each in base:install uninstall:uninstall; do \

@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cpu import describe_machine, usage
-from benchmarks.peers import PEERS, Peer
+from benchmarks.cpu import describe_machine, resident_mib, usage
+from benchmarks.peers import Egressd, Peer
 from benchmarks.place import BenchmarkError, Place
+from benchmarks.resolvers import Dnsdist, Dnsmasq, Unbound
 from benchmarks.table import Sample, measure_table, ratio_table
 from benchmarks.workloads import MAX_QUERIES, WORKLOADS, Load, Workload, run_load
 
+PEERS: tuple[Peer, ...] = (
+    Egressd("egressd"),
+    Egressd("egressd-interpreted", compiled=False),
+    Egressd("egressd-no-audit", audit=False),
+    Dnsmasq("dnsmasq"),
+    Dnsmasq("dnsmasq-nftset", nftset=True),
+    Dnsmasq("dnsmasq-log", log_queries=True),
+    Dnsmasq("dnsmasq-nftset-log", nftset=True, log_queries=True),
+    Unbound("unbound"),
+    Dnsdist("dnsdist"),
+)
+PREFACE = """# What a query costs
+
+Written by `make bench`; each peer is fresh for each run, in network namespaces of its own. egressd does with each query
+what none of the others does: it knows the pod, judges the name by its policies, opens the addresses in the kernel
+before it answers, and writes an audit record. `egressd` has its hot path compiled from the very source that
+`egressd-interpreted` runs as it is.
+"""
+SETTLE_S = 1.0
+"""Between a peer's first answer and the first question: what it does only while it starts is not what a query costs."""
 LEAST_CPU_US = 1.0
 """Less than this a query, and the peer was not asked at all: no resolver is that cheap."""
 
@@ -38,7 +62,12 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    report(samples, workloads, load, options.repeats)
+    with io.StringIO() as page, contextlib.redirect_stdout(page):
+        report(samples, workloads, load, options.repeats)
+        text = page.getvalue()
+    print(text)
+    if options.write:
+        options.write.write_text(f"{PREFACE}\n{text}")
     return 0
 
 
@@ -52,11 +81,12 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", choices=workloads, default=workloads, help="default: all")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     parser.add_argument(
-        "--queries", type=int, default=30_000, help=f"a run; at most {MAX_QUERIES}; default: %(default)s"
+        "--queries", type=int, default=60_000, help=f"a run; at most {MAX_QUERIES}; default: %(default)s"
     )
     parser.add_argument("--outstanding", type=int, default=32, help="queries in flight; default: %(default)s")
     parser.add_argument("--clients", type=int, default=8, help="sockets asking; default: %(default)s")
     parser.add_argument("--rate", type=int, default=0, help="queries a second; default: as fast as answers come")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the tables there, too")
     options = parser.parse_args()
     if not 1 <= options.queries <= MAX_QUERIES or options.repeats < 1:
         parser.error(f"--queries is 1 to {MAX_QUERIES}, --repeats at least 1")
@@ -72,6 +102,8 @@ def measure(
         for workload in workloads:
             first = repeat % len(peers)
             for peer in (*peers[first:], *peers[:first]):
+                if not peer.takes(workload):
+                    continue
                 sample = measure_once(place, peer, workload, load, repeat)
                 print(f"{repeat + 1}/{repeats} {workload.name} {peer.name}: {sample.cpu_us:.1f} µs", file=sys.stderr)
                 samples.append(sample)
@@ -81,20 +113,21 @@ def measure(
 
 def measure_once(place: Place, peer: Peer, workload: Workload, load: Load, repeat: int) -> Sample:
     """A fresh peer, warmed up, asked, and ended."""
-    peer.start(place)
+    peer.start(place, cached=workload.cached)
     try:
+        time.sleep(SETTLE_S)
         run_load(place, workload, peer.address, workload.warm_up(), load)
         before = usage(peer.pids())
         run = run_load(place, workload, peer.address, workload.questions(load.queries), load)
         spent = usage(peer.pids()).since(before)
-        opened = peer.opened(place)
+        opened, resident = peer.opened(place), resident_mib(peer.pids())
     finally:
         peer.stop(place)
     cpu_us, user_us = spent.total / run.completed * 1e6, spent.user / run.completed * 1e6
     if cpu_us < LEAST_CPU_US:
         raise BenchmarkError(f"{peer.name} spent {cpu_us:.2f} µs a query on {workload.name}: it was not asked")
     check_opened(peer, workload, load, opened)
-    return Sample(repeat, workload.name, peer.name, cpu_us, user_us, run.rate, run.latency_us)
+    return Sample(repeat, workload.name, peer.name, cpu_us, user_us, run.rate, run.latency_us, resident)
 
 
 def check_opened(peer: Peer, workload: Workload, load: Load, opened: int) -> None:
@@ -121,6 +154,8 @@ def report(samples: Sequence[Sample], workloads: Sequence[Workload], load: Load,
     print(measure_table(samples, titles, lambda sample: sample.rate, ".0f"))
     print("\nMean latency, µs\n")
     print(measure_table(samples, titles, lambda sample: sample.latency_us, ".0f"))
+    print("\nMemory at the end, MiB (resident, all its processes)\n")
+    print(measure_table(samples, titles, lambda sample: sample.resident_mib, ".0f"))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Usage", "describe_machine", "tree", "usage"]
+__all__ = ["Usage", "describe_machine", "resident_mib", "tree", "usage"]
 
 PROC = Path("/proc")
 
@@ -54,6 +54,12 @@ def usage(pids: Iterable[int]) -> Usage:
         system += stime + cstime
     tick = os.sysconf("SC_CLK_TCK")
     return Usage(user / tick, system / tick)
+
+
+def resident_mib(pids: Iterable[int]) -> float:
+    """Memory that these processes hold, MiB; pages that they share are counted for each."""
+    pages = sum(int(fields[21]) for pid in pids if (fields := stat_fields(pid)) is not None)
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def tree(root: int) -> list[int]:

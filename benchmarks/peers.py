@@ -1,4 +1,4 @@
-"""The resolvers that are compared: each is started fresh for each run, in the node's namespace.
+"""What a compared resolver is, and egressd as one: each is started fresh for each run, in the node's namespace.
 
 A peer forwards to the one upstream, denies the zone `denied.bench.example` by itself, and is asked at `address`.
 """
@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.build import compiled_environment
 from benchmarks.cpu import tree
-from benchmarks.place import DNSMASQ, NODE, POD_CIDR, SELECTED, UNSELECTED, UPSTREAM, BenchmarkError, Place
+from benchmarks.place import POD_CIDR, SELECTED, UNSELECTED, UPSTREAM, BenchmarkError, Place
+from benchmarks.workloads import Workload
 
-__all__ = ["PEERS", "Dnsmasq", "Egressd", "Peer"]
+__all__ = ["Egressd", "Peer", "count_elements"]
 
 READY_WITHIN = 30.0
 """Seconds from the start of a peer to its first right answer."""
@@ -27,23 +29,33 @@ class Peer(ABC):
 
     address: str
 
-    def __init__(self, name: str, *, opens: bool) -> None:
+    environment: Mapping[str, str] | None = None
+    """What its process runs with; None: what the benchmark runs with."""
+
+    def __init__(self, name: str, *, opens: bool = False) -> None:
         self.name = name
         self.opens = opens
         self._process: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
-    def command(self, place: Place) -> Sequence[str]:
-        """Prepare files and kernel objects under `place`, and say what to run in its node."""
+    def command(self, place: Place, *, cached: bool) -> Sequence[str]:
+        """Prepare files and kernel objects under `place`, and say what to run in its node.
+
+        `cached` says whether answers may be kept; if not, every query goes to the upstream.
+        """
+
+    def takes(self, workload: Workload) -> bool:  # noqa: ARG002 - some are choosier
+        """Whether it can be asked so at all."""
+        return True
 
     @abstractmethod
     def opened(self, place: Place) -> int:
         """How many addresses the kernel now lets the pods reach on this peer's word."""
 
-    def start(self, place: Place) -> None:
+    def start(self, place: Place, *, cached: bool = False) -> None:
         """Run it and wait for its readiness; raises BenchmarkError with its last words if it does not come up."""
         log = f"{self.name}.log"
-        self._process = place.start("node", self.command(place), log)
+        self._process = place.start("node", self.command(place, cached=cached), log, self.environment)
         deadline = time.monotonic() + READY_WITHIN
         while not self._denies(place):
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -68,55 +80,17 @@ class Peer(ABC):
         return "status: NXDOMAIN" in place.run(SELECTED, *command, check=False)
 
 
-class Dnsmasq(Peer):
-    """dnsmasq as a forwarder on the node's address; unless told to cache, it forwards each query."""
-
-    address = NODE
-
-    def __init__(self, name: str, *, nftset: bool = False, log_queries: bool = False, cache: int = 0) -> None:
-        super().__init__(name, opens=nftset)
-        self.nftset, self.log_queries, self.cache = nftset, log_queries, cache
-
-    def command(self, place: Place) -> Sequence[str]:
-        """A fresh empty set, and the options. Logs go to a file, which is the cheapest that it offers."""
-        command = [*DNSMASQ, "--except-interface=lo", "--dns-forward-max=4096"]
-        command += [f"--listen-address={NODE}", f"--server={UPSTREAM}", f"--cache-size={self.cache}"]
-        command += ["--local=/denied.bench.example/"]
-        if self.nftset:
-            self._make_set(place)
-            command += ["--nftset=/allowed.bench.example/4#inet#bench#opened"]
-        if self.log_queries:
-            log = place.folder / f"{self.name}.queries"
-            log.unlink(missing_ok=True)
-            command += ["--log-queries", f"--log-facility={log}"]
-        return command
-
-    def opened(self, place: Place) -> int:
-        """Elements of the set."""
-        return count_elements(place, "opened") if self.nftset else 0
-
-    def stop(self, place: Place) -> None:
-        """End it and remove its set."""
-        super().stop(place)
-        if self.nftset:
-            place.run("node", "nft", "delete table inet bench", check=False)
-
-    @staticmethod
-    def _make_set(place: Place) -> None:
-        place.run("node", "nft", "add table inet bench")
-        place.run("node", "nft", "add set inet bench opened { type ipv4_addr; }")
-
-
 class Egressd(Peer):
     """The daemon of this repository on settings of its own, intercepting what the pods ask the upstream."""
 
     address = UPSTREAM
 
-    def __init__(self, name: str, *, audit: bool = True) -> None:
+    def __init__(self, name: str, *, audit: bool = True, compiled: bool = True) -> None:
         super().__init__(name, opens=True)
         self.audit = audit
+        self.compiled = compiled
 
-    def command(self, place: Place) -> Sequence[str]:
+    def command(self, place: Place, *, cached: bool) -> Sequence[str]:
         """Objects and settings. JSON is YAML; budgets that would throttle one pod asking this much are lifted."""
         home = place.folder / self.name
         objects = home / "objects"
@@ -127,7 +101,8 @@ class Egressd(Peer):
         log = home / "audit.jsonl"
         log.unlink(missing_ok=True)
         settings = home / "egressd.yaml"
-        settings.write_text(json.dumps(self._settings(home, objects, log)))
+        settings.write_text(json.dumps(self._settings(home, objects, log, cached)))
+        self.environment = compiled_environment() if self.compiled else None
         return [sys.executable, "-m", "egressd", "run", "--config", str(settings)]
 
     def opened(self, place: Place) -> int:
@@ -139,13 +114,13 @@ class Egressd(Peer):
         super().stop(place)
         place.run("node", "nft", "delete table inet egressd", check=False)
 
-    def _settings(self, home: Path, objects: Path, log: Path) -> dict[str, object]:
+    def _settings(self, home: Path, objects: Path, log: Path, cached: bool) -> dict[str, object]:
         plenty = 10_000_000
         return {
             "node": "bench",
             "source": {"kind": "directory", "path": str(objects)},
             "pod_cidrs": [POD_CIDR],
-            "dns": {"upstreams": [UPSTREAM], "cache": {"size": 0}},
+            "dns": {"upstreams": [UPSTREAM], "cache": {"size": 50_000 if cached else 0}},
             "budgets": {
                 "in_flight_per_pod": 4096,
                 "queries_per_second_per_pod": plenty,
@@ -188,14 +163,3 @@ def count_elements(place: Place, prefix: str) -> int:
     listing = json.loads(place.run("node", "nft", "-j", "list", "ruleset"))["nftables"]
     sets = (entry["set"] for entry in listing if "set" in entry)
     return sum(len(found.get("elem", ())) for found in sets if found["name"].startswith(prefix))
-
-
-PEERS: tuple[Peer, ...] = (
-    Egressd("egressd"),
-    Egressd("egressd-no-audit", audit=False),
-    Dnsmasq("dnsmasq"),
-    Dnsmasq("dnsmasq-nftset", nftset=True),
-    Dnsmasq("dnsmasq-log", log_queries=True),
-    Dnsmasq("dnsmasq-nftset-log", nftset=True, log_queries=True),
-    Dnsmasq("dnsmasq-cache", cache=10_000),
-)

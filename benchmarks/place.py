@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -69,11 +69,17 @@ class Place:
             raise BenchmarkError(f"{' '.join(command)} in {where} ended with {done.returncode}: {done.stderr.strip()}")
         return done.stdout
 
-    def start(self, where: str, command: Sequence[str], log: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, where: str, command: Sequence[str], log: str, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """A long-running process in namespace `where`; its output goes to file `log`. End it with `stop`."""
         with (self.folder / log).open("wb") as output:
             return subprocess.Popen(
-                self._inside(where, command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                self._inside(where, command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
             )
 
     @staticmethod

@@ -10,7 +10,7 @@ __all__ = ["Sample", "markdown", "measure_table", "ratio_table"]
 
 
 class Sample(NamedTuple):
-    """One run: CPU in microseconds a query, answers a second, mean latency."""
+    """One run: CPU in microseconds a query, answers a second, mean latency, memory at its end."""
 
     repeat: int
     workload: str
@@ -19,6 +19,7 @@ class Sample(NamedTuple):
     user_us: float
     rate: float
     latency_us: float
+    resident_mib: float = 0.0
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -32,6 +32,9 @@ class Workload:
     zone: str
     distinct: int
     rcode: str = "NOERROR"
+    cached: bool = False
+    """Whether answers may come from the peer's cache; else each query is forwarded."""
+    tcp: bool = False
 
     def questions(self, count: int) -> Iterable[str]:
         """`count` lines of a dnsperf query file."""
@@ -51,6 +54,8 @@ WORKLOADS = (
     Workload("denied", "denied, distinct names", SELECTED, "denied", NAMES, "NXDOMAIN"),
     Workload("popular", "forwarded without policy, popular names", UNSELECTED, "other", POPULAR),
     Workload("distinct", "forwarded without policy, distinct names", UNSELECTED, "other", NAMES),
+    Workload("repeated", "from the cache, allowed", SELECTED, "allowed", POPULAR, cached=True),
+    Workload("tcp", "from the cache, allowed, over TCP", SELECTED, "allowed", POPULAR, cached=True, tcp=True),
 )
 
 
@@ -77,7 +82,7 @@ def run_load(place: Place, workload: Workload, server: str, questions: Iterable[
     file = place.folder / "questions.txt"
     file.write_text("\n".join(questions) + "\n")
     command = ["dnsperf", "-s", server, "-d", str(file), "-n", "1", "-t", "2", "-T", "1"]
-    command += ["-q", str(load.outstanding), "-c", str(load.clients)]
+    command += ["-q", str(load.outstanding), "-c", str(load.clients), "-m", "tcp" if workload.tcp else "udp"]
     if load.rate:
         command += ["-Q", str(load.rate)]
     return read_report(place.run(workload.pod, *command), workload)

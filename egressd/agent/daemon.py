@@ -67,7 +67,9 @@ class Daemon:
         self.known = LastKnown()
         self.facts = ClusterFacts(settings.cluster_cidrs, settings.cluster_domains, settings.in_cluster == "Enforce")
         self.roster = Roster(self.facts, self.ledger, self.known, intercept_all=settings.dns.intercept == "All")
-        self.enforcement = Enforcement(settings, self.servers, self.roster, self.ledger, self.known, time.monotonic)
+        self.enforcement = Enforcement(
+            settings, self.servers, self.roster, self.ledger, self.known, time.monotonic, self._tick
+        )
         self.watchdog = Watchdog()
         self.nflog: NflogReader | None = None
         self.renderer = Renderer(settings.node)

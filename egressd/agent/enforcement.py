@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from egressd.agent.preflight import takes_services
@@ -36,7 +37,9 @@ __all__ = ["Enforcement"]
 log = logging.getLogger("egressd.agent")
 
 MEND_PAUSE_S: Final = 0.3
-"""Shortest time between two repairs, so that somebody who breaks things in a loop does not occupy us."""
+MEND_BURST, MEND_BURST_S = 8, 10.0
+"""Repairs follow damage at once; past so many in so many seconds they come at this distance, so that somebody who
+breaks things in a loop does not occupy us."""
 COMPARE_S: Final = 5.0
 REVOKED_S: Final = REVOKED_MS / 1000
 COUNTERS: Final = ("change", "heartbeat", "table_mended", "routes_mended", "cut", "failed_cuts")
@@ -54,7 +57,9 @@ class Enforcement:
         ledger: Ledger,
         known: LastKnown,
         clock: Callable[[], float],
+        wake: Callable[[], None],
     ) -> None:
+        """`wake` is called when there is something for `tick` to do at once."""
         self.counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
         self.damage = ""
         """Why the table is not what it should be, until it is written anew; else empty."""
@@ -67,9 +72,10 @@ class Enforcement:
         self._ledger = ledger
         self._known = known
         self._clock = clock
+        self._wake = wake
         self._watch: Watch | None = None
         self._holding = False
-        self._mended_at = 0.0
+        self._mends: deque[float] = deque(maxlen=MEND_BURST)
         self._routes_damaged = False
         self._routing: asyncio.Future[None] | None = None
         self._compared_at = 0.0
@@ -186,6 +192,12 @@ class Enforcement:
 
     def _table_touched(self) -> None:
         self.damage = self.damage or "another program changed it"
+        self._wake()
+
+    def _too_soon(self, now: float) -> bool:
+        mends = self._mends
+        busy = len(mends) == MEND_BURST and now - mends[0] < MEND_BURST_S
+        return busy and now - mends[-1] < MEND_PAUSE_S
 
     def _routes_touched(self) -> None:
         self._routes_damaged = True
@@ -205,9 +217,10 @@ class Enforcement:
 
     def _mend(self, now: float) -> bool:
         """Write everything anew, then end what was opened while the table was not whole."""
-        if not self.damage or now - self._mended_at < MEND_PAUSE_S:
+        if not self.damage or self._too_soon(now):
             return False
-        why, self.damage, self._mended_at = self.damage, "", now
+        self._mends.append(now)
+        why, self.damage = self.damage, ""
         try:
             if self.kernel.usurped():
                 raise EnvironmentProblem(

@@ -16,7 +16,7 @@ from egressd.names import MAX_NAME, ROOT, Name, Pattern, parse_name, parse_patte
 from egressd.schema.problem import did_you_mean, shown
 from egressd.schema.tree import Odd
 
-__all__ = ["read_address", "read_block", "read_domain", "read_peer", "read_spans", "suffix_warning"]
+__all__ = ["read_address", "read_block", "read_domain", "read_peer", "read_spans", "spans_strangers", "suffix_warning"]
 
 MAX_PEER: Final = MAX_NAME + len("*.") + len(".")
 """Characters of a peer; longer ones are refused before anything looks at their labels."""
@@ -111,6 +111,22 @@ def suffix_warning(pattern: Pattern) -> str:
         f"'{pattern}' covers everyone who registers a name under {pattern.name}, a public suffix: "
         "list the names that are meant, if you can"
     )
+
+
+@cache
+def _over_suffixes() -> frozenset[str]:
+    """Every public suffix, the stem of every one with a wildcard, and every domain that one of them lies under."""
+    suffixes = (suffix.lstrip("*!.") for suffix in _suffixes()._publicsuffix)  # noqa: SLF001 - it has no other list
+    labels = (suffix.split(".") for suffix in suffixes)
+    return frozenset(".".join(parts[index:]) for parts in labels for index in range(len(parts)))
+
+
+def spans_strangers(domain: Name) -> bool:
+    """Whether a wildcard under the domain could cover names of several owners.
+
+    So it is for a public suffix, for whatever has one below it, and for a single label, be it in the list or not.
+    """
+    return "." not in domain or domain in _over_suffixes() or bool(_suffixes().is_public(domain))
 
 
 # ------------------------------------------------------------------------------------------------ ports

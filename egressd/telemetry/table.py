@@ -192,7 +192,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "egressd_kernel_mended_total",
         COUNTER,
         "Times that the table, or a routing rule or route, was put right after another program changed it.",
-        ("part",),
+        ("operation",),
         _parts(("kernel.table_mended", "table"), ("kernel.routes_mended", "routes")),
     ),
     Metric(

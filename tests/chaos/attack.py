@@ -103,6 +103,23 @@ def datagrams(server: str, seconds: float, number: int) -> Counter[str]:
     return seen
 
 
+def scatter(server: str, seconds: float, number: int) -> Counter[str]:
+    """Datagrams to `number` different denied destinations and ports, each seen for the first time."""
+    seen: Counter[str] = Counter()
+    deadline = time.monotonic() + seconds
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+        opened.setblocking(False)
+        for n in range(number):
+            try:
+                opened.sendto(b"x", (f"192.0.2.{8 + n // 60_000}", 1 + n % 60_000))
+            except OSError:  # the refusal of an earlier one
+                seen["refusals"] += 1
+            seen["sent"] += 1
+            if time.monotonic() > deadline:
+                break
+    return seen
+
+
 def crowd(server: str, seconds: float, number: int) -> Counter[str]:
     """Hold `number` TCP connections open, opening another for each that is closed."""
     seen: Counter[str] = Counter()
@@ -171,7 +188,7 @@ def slow(server: str, seconds: float, number: int) -> Counter[str]:
     return seen
 
 
-MODES: Final = {act.__name__: act for act in (flood, speed, hostile, datagrams, crowd, slow)}
+MODES: Final = {act.__name__: act for act in (flood, speed, hostile, datagrams, scatter, crowd, slow)}
 
 if __name__ == "__main__":
     mode, server, seconds, number = sys.argv[1:]

@@ -21,12 +21,15 @@ from kernel_node import SETTINGS, Space, plan
 from egressd import grants
 from egressd.grants import Element, Key, Ledger, expand
 from egressd.kernel import Change, Kernel, PodElement
+from egressd.kernel.elements import LIFETIME_MIN_MS
 from egressd.model import ANY_PORT, Ports, PortSpan
 from egressd.names import Name
 
 MINIMUM_S, GRACE_S, LINGER_S = 0.5, 0.3, 0.2
 JIFFY_S = 0.02
 """The kernel rounds times to its ticks, of 10 ms at the coarsest, when they are written and when they are read."""
+LEAST_S = LIFETIME_MIN_MS / 1000
+"""What is about to end is written to live so long."""
 
 SUBJECTS = (1, 2)
 NAMES = (Name("api.example.com"), Name("cdn.example"), Name("x.example"))
@@ -196,7 +199,7 @@ class LedgerOnKernel(RuleBasedStateMachine):
             assert after + remaining >= life.least - JIFFY_S, told
             assert grant.comment == life.comment
             assert key in wanted, f"{key} is open and no grant holds it"
-            assert wanted[key][0] >= life.least - JIFFY_S, f"{key} outlives the last of its grants"
+            assert wanted[key][0] >= life.least - LEAST_S - JIFFY_S, f"{key} outlives the last of its grants"
 
     # ------------------------------------------------------------------------------------------------- inside
 
@@ -231,7 +234,7 @@ class LedgerOnKernel(RuleBasedStateMachine):
             yield self.kernel
         done = time.monotonic()
         for element in elements:
-            lifetime = element.lifetime_ms / 1000
+            lifetime = max(element.lifetime_ms / 1000, LEAST_S)
             self.lives[element[:4]] = Life(now + lifetime, done + lifetime, element.comment)
 
 

@@ -128,4 +128,4 @@ def test_a_broken_document_keeps_its_last_meaning_over_restarts(tmp_path: Path) 
         assert rcode(ask(shop.web, "api.example.com")) == "NOERROR"
         assert rcode(ask(shop.web, "denied.example")) == "NXDOMAIN"
         assert dial(shop.web, "192.0.2.1") == "refused"
-        assert "allows" in shop.daemon.log()
+        eventually(lambda: "allows" in shop.daemon.log(), what="the complaint")

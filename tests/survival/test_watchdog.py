@@ -36,21 +36,23 @@ def start(trouble: str) -> subprocess.Popen[str]:
     )
 
 
+ENDS = (1, -signal.SIGPROF)
+"""By the thread, by the timer."""
 TROUBLES = {
-    "waiting": ("time.sleep(60)", 1, "stood still"),
-    "spinning": ("while True: pass", 1, "stood still"),
-    "spinning and holding the interpreter": ("re.match('(a+)+$', 'a' * 60 + 'b')", -signal.SIGPROF, "Current thread"),
+    "waiting": ("time.sleep(60)", ENDS[:1]),
+    "spinning": ("while True: pass", ENDS),
+    "spinning and holding the interpreter": ("re.match('(a+)+$', 'a' * 60 + 'b')", ENDS[1:]),
 }
 
 
-@pytest.mark.parametrize(("trouble", "code", "said"), TROUBLES.values(), ids=TROUBLES.keys())
-def test_a_stalled_loop_ends_the_process(trouble: str, code: int, said: str) -> None:
+@pytest.mark.parametrize(("trouble", "codes"), TROUBLES.values(), ids=TROUBLES.keys())
+def test_a_stalled_loop_ends_the_process(trouble: str, codes: tuple[int, ...]) -> None:
     """Whether it waits or spins, the process ends and says where."""
     with start(trouble) as process:
         _, errors = process.communicate(timeout=30)
-        assert process.returncode == code
-        assert said in errors
-        assert "line" in errors
+        assert process.returncode in codes
+        assert "most recent call first" in errors
+        assert "main" in errors
 
 
 def test_a_stopped_process_goes_on() -> None:
