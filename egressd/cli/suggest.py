@@ -67,7 +67,9 @@ def _tell(evidence: Evidence, written: int) -> None:
     """On stderr: what was made, and what was left out of it."""
     silent = [f"{one.namespace} {one.name}" for one in evidence.workloads.values() if not (one.names or one.addresses)]
     policies = f"{written or 'no'} polic{'y' if written == 1 else 'ies'}"
-    click.echo(f"{policies} for {len(evidence.workloads)} workload{'' if len(evidence.workloads) == 1 else 's'}", err=True)
+    click.echo(
+        f"{policies} for {len(evidence.workloads)} workload{'' if len(evidence.workloads) == 1 else 's'}", err=True
+    )
     if silent:
         click.echo(f"nothing outside the cluster was seen of {', '.join(sorted(silent))}", err=True)
     for why, number in sorted(evidence.left_out.items()):

@@ -11,6 +11,7 @@ from policy_samples import policy, world
 from egressd.authoring import Change, Known
 from egressd.model import LabelSelector, Policy, SubjectSelector
 
+REBOUND = dns("a.example", verdict="denied", reason="rebinding")
 NOBODY = dns("a.example", pod=replace(WEB, namespace="other"))
 
 

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from kernel_node import SETTINGS, Space, plan
 
-from egressd import grants
-from egressd.grants import Element, Key, Ledger, expand
+from egressd.grants import Element, Key, Ledger, expand, ledger
 from egressd.kernel import Change, Kernel, PodElement
 from egressd.kernel.elements import LIFETIME_MIN_MS
 from egressd.model import ANY_PORT, Ports, PortSpan
@@ -58,7 +57,7 @@ class LedgerOnKernel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.space = Space()
-        self.linger = patch.object(grants, "LINGER_S", LINGER_S)
+        self.linger = patch.object(ledger, "LINGER_S", LINGER_S)
         self.linger.start()
         self.kernel: Kernel | None = None
         self.permits: dict[tuple[int, Name], Ports] = {}

@@ -9,198 +9,26 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
 
-from egressd.model import ANY_PORT, Ports, PortSpan
+from egressd.grants.elements import (
+    LINGER_S,
+    NOTHING,
+    UNSELECTED_SUBJECT,
+    Admission,
+    Element,
+    Elements,
+    Grant,
+    GrantView,
+    Key,
+    Permit,
+    milliseconds,
+)
+from egressd.model import Ports, PortSpan
 from egressd.names import Name
 
-__all__ = ["UNSELECTED_SUBJECT", "WIDE_RANGE", "Admission", "Element", "GrantView", "Key", "Ledger", "expand"]
-
-UNSELECTED_SUBJECT: Final = 0
-"""Subject number of pods that no policy selects: remembered, so that a policy that comes to select them cuts nothing it
-sanctions, but never programmed."""
-
-WIDE_RANGE: Final = 16
-"""Ports of one span up to which each becomes an element of a hash set; wider spans go to an interval set, where
-inserting costs O(n)."""
-
-LINGER_S: Final = 5.0
-"""Seconds an expired element is remembered, so that one the kernel may still hold is refreshed, not plainly added."""
-
-ICMP: Final = 1
-ICMPV6: Final = 58
-
-
-class Element(NamedTuple):
-    """One set element: what `kernel` programs. `kind` is `port`, `any` or `range`; `span` is None for `any`."""
-
-    subject: int
-    kind: str
-    address: bytes
-    span: PortSpan | None
-    lifetime_ms: int
-    comment: str
-    refresh: bool
-
-
-class Admission(NamedTuple):
-    """What one answer asks of the kernel: elements to write, and elements that a bound pushed out."""
-
-    writes: list[Element]
-    gone: list[Element]
-
-
-_NOTHING: Final = Admission([], [])
-"""What an answer asks whose grants are alive long enough: the same value for all of them, and nobody's to change."""
-
-
-class GrantView(NamedTuple):
-    """One live grant, for `explain` and the admin API."""
-
-    subject: int
-    name: Name
-    address: bytes
-    ports: Ports
-    remaining_s: float
-
-
-Key = tuple[int, str, bytes, PortSpan | None]
-Permit = Callable[[Name, bytes], Ports]
-"""What a policy lets a name open of an address today; empty when nothing."""
-
-
-@dataclass(slots=True)
-class _Held:
-    """One element: until when the kernel has it, and which names hold it until when."""
-
-    programmed: float
-    holders: dict[Name, float]
-
-
-@dataclass(slots=True)
-class _Grant:
-    """One address under one name of one subject."""
-
-    ports: Ports
-    until: float
-
-
-_expansions: dict[tuple[Ports, int], tuple[tuple[str, PortSpan | None], ...]] = {}
-_MAX_EXPANSIONS: Final = 4096
-
-
-def expand(ports: Ports, family_octets: int) -> tuple[tuple[str, PortSpan | None], ...]:
-    """The elements (kind, span) that open `ports` of an address of 4 or 16 octets; memoised, since rules are few."""
-    key = (ports, family_octets)
-    found = _expansions.get(key)
-    if found is None:
-        if len(_expansions) >= _MAX_EXPANSIONS:
-            _expansions.clear()
-        found = _expansions[key] = tuple(_expand(ports, family_octets))
-    return found
-
-
-def _expand(ports: Ports, family_octets: int) -> Iterable[tuple[str, PortSpan | None]]:
-    if ports == ANY_PORT:
-        return [("any", None)]
-    out: list[tuple[str, PortSpan | None]] = []
-    foreign_icmp = ICMPV6 if family_octets == 4 else ICMP
-    for span in ports:
-        one_protocol = span.first_protocol == span.last_protocol
-        if one_protocol and span.first_protocol == foreign_icmp:
-            continue
-        if one_protocol and span.last_port - span.first_port < WIDE_RANGE:
-            protocol = span.first_protocol
-            out += [
-                ("port", PortSpan(protocol, protocol, port, port))
-                for port in range(span.first_port, span.last_port + 1)
-            ]
-        else:
-            out.append(("range", span))
-    return out
-
-
-class _Elements:
-    """What the kernel's grant sets hold: one entry an element, counted by the names that hold it."""
-
-    def __init__(self) -> None:
-        self.held: dict[Key, _Held] = {}
-        self.ranges: Counter[tuple[int, PortSpan]] = Counter()
-
-    def live(self, subject: int, address: bytes, ports: Ports, until: float) -> bool:
-        """Whether all elements that open `ports` of `address` live at least until then."""
-        held = self.held
-        for kind, span in expand(ports, len(address)):
-            element = held.get((subject, kind, address, span))
-            if element is None or element.programmed < until:
-                return False
-        return True
-
-    def hold(self, subject: int, name: Name, address: bytes, grant: _Grant, enough: float, now: float) -> list[Element]:
-        """`name` holds its elements until `grant.until`; those that would not last until `enough` are to be written.
-
-        Elements that last long enough are left alone, and the grant then ends with the first of them.
-        """
-        writes = []
-        held, until = self.held, grant.until
-        keys = [(subject, kind, address, span) for kind, span in expand(grant.ports, len(address))]
-        elements = [held.get(key) for key in keys]
-        for element in elements:
-            if element is not None and enough <= element.programmed < until:
-                until = element.programmed
-        grant.until = until
-        lifetime_ms = _milliseconds(until - now)
-        for key, element in zip(keys, elements, strict=True):
-            _, kind, _, span = key
-            if element is None:
-                held[key] = _Held(until, {name: until})
-                if kind == "range" and span is not None:
-                    self.ranges[subject, span] += 1
-                writes.append(Element(subject, kind, address, span, lifetime_ms, name, False))
-                continue
-            if element.programmed < enough:
-                element.programmed = until
-                writes.append(Element(subject, kind, address, span, lifetime_ms, name, True))
-            element.holders[name] = until
-        return writes
-
-    def release(self, subject: int, name: Name, address: bytes, ports: Ports, now: float) -> list[Element]:
-        """`name` lets go; the elements that nobody else holds are returned, to leave the kernel.
-
-        A name that only lingers holds nothing that would outlive it.
-        """
-        gone = []
-        for kind, span in expand(ports, len(address)):
-            key = (subject, kind, address, span)
-            element = self.held.get(key)
-            if element is None:
-                continue
-            element.holders.pop(name, None)
-            if element.holders and (element.programmed <= now or max(element.holders.values()) > now):
-                continue
-            del self.held[key]
-            if kind == "range" and span is not None:
-                self.ranges[subject, span] -= 1
-                if not self.ranges[subject, span]:
-                    del self.ranges[subject, span]
-            gone.append(Element(subject, kind, address, span, 0, name, False))
-        return gone
-
-    def shorten(self, subject: int, address: bytes, ports: Ports, now: float) -> list[Element]:
-        """Elements that outlive the last of the names still holding them, cut to that name's time."""
-        writes = []
-        for kind, span in expand(ports, len(address)):
-            element = self.held.get((subject, kind, address, span))
-            if element is None:
-                continue
-            name, until = max(element.holders.items(), key=lambda item: item[1])
-            if until < element.programmed and until > now:
-                element.programmed = until
-                writes.append(Element(subject, kind, address, span, _milliseconds(until - now), name, True))
-        return writes
+__all__ = ["Ledger"]
 
 
 class Ledger:
@@ -214,10 +42,10 @@ class Ledger:
         self.per_name = per_name
         self.total = total
         self.evicted = 0
-        self._names: dict[int, dict[Name, dict[bytes, _Grant]]] = {}
+        self._names: dict[int, dict[Name, dict[bytes, Grant]]] = {}
         """By subject; there in OrderedDicts, whose oldest entry is found at once, as `_bound` does."""
         self._sizes: Counter[int] = Counter()
-        self._elements = _Elements()
+        self._elements = Elements()
         self._expiry: list[tuple[float, int, Name, bytes]] = []
 
     def __len__(self) -> int:
@@ -237,7 +65,7 @@ class Ledger:
         """
         lifetime = max(ttl_s, self.minimum_s) + self.grace_s
         enough = now + max(ttl_s + self.grace_s / 2, lifetime / 2)
-        admission = _NOTHING
+        admission = NOTHING
         held = self._held(subject, name)
         for address in addresses:
             grant = held.get(address)
@@ -248,14 +76,14 @@ class Ledger:
                 and (subject == UNSELECTED_SUBJECT or self._elements.live(subject, address, ports, enough))
             ):
                 continue
-            if admission is _NOTHING:
+            if admission is NOTHING:
                 admission = Admission([], [])
-            self._open(subject, name, address, _Grant(ports, now + lifetime), enough, now, admission)
+            self._open(subject, name, address, Grant(ports, now + lifetime), enough, now, admission)
         if len(held) > self.per_name or len(self._expiry) > self.total:
             admission = self._bound(subject, name, now, admission)
         return admission
 
-    def _held(self, subject: int, name: Name) -> dict[bytes, _Grant]:
+    def _held(self, subject: int, name: Name) -> dict[bytes, Grant]:
         """The grants of a name, by address; a place for them where there are none yet."""
         names = self._names.get(subject)
         if names is None:
@@ -266,7 +94,7 @@ class Ledger:
         return held
 
     def _open(
-        self, subject: int, name: Name, address: bytes, grant: _Grant, enough: float, now: float, out: Admission
+        self, subject: int, name: Name, address: bytes, grant: Grant, enough: float, now: float, out: Admission
     ) -> None:
         held = self._held(subject, name)
         before = held.pop(address, None)
@@ -354,7 +182,7 @@ class Ledger:
             if ports == grant.ports:
                 continue
             if ports:
-                self._open(subject, name, address, _Grant(ports, grant.until), grant.until, now, out)
+                self._open(subject, name, address, Grant(ports, grant.until), grant.until, now, out)
                 if subject != UNSELECTED_SUBJECT:
                     out.writes.extend(self._elements.shorten(subject, address, grant.ports, now))
                 continue
@@ -373,7 +201,7 @@ class Ledger:
             if held is None:
                 out.gone.append(element)
             else:
-                lifetime_ms = _milliseconds(held.programmed - now)
+                lifetime_ms = milliseconds(held.programmed - now)
                 out.writes.append(element._replace(lifetime_ms=lifetime_ms, refresh=key in before))
         return out
 
@@ -384,7 +212,7 @@ class Ledger:
             ports = permit(name, address)
             known = self._names.get(target, {}).get(name, {}).get(address)
             if ports and (known is None or known.until < grant.until):
-                self._open(target, name, address, _Grant(ports, grant.until), grant.until, now, out)
+                self._open(target, name, address, Grant(ports, grant.until), grant.until, now, out)
         return out.writes
 
     def forget(self, subject: int) -> None:
@@ -398,17 +226,17 @@ class Ledger:
         out = []
         for (number, kind, address, span), element in self._elements.held.items():
             if number == subject and element.programmed > now:
-                lifetime_ms, name = _milliseconds(element.programmed - now), next(iter(element.holders))
+                lifetime_ms, name = milliseconds(element.programmed - now), next(iter(element.holders))
                 out.append(Element(number, kind, address, span, lifetime_ms, name, False))
         return out
 
     def restore(self, subject: int, name: Name, address: bytes, ports: Ports, until: float, now: float) -> None:
         """Remember a grant that an earlier run of the daemon gave; the kernel is told by `rewrite`."""
-        self._open(subject, name, address, _Grant(ports, until), until, now, Admission([], []))
+        self._open(subject, name, address, Grant(ports, until), until, now, Admission([], []))
 
     # ----------------------------------------------------------------------------------------- questions
 
-    def _live(self, subject: int, now: float) -> list[tuple[Name, bytes, _Grant]]:
+    def _live(self, subject: int, now: float) -> list[tuple[Name, bytes, Grant]]:
         return [
             (name, address, grant)
             for name, addresses in self._names.get(subject, {}).items()
@@ -462,7 +290,3 @@ class Ledger:
                 seen += len(held)
                 found += self.views(subject, name, now)
         return found, None
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(1, int(seconds * 1000))
