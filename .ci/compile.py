@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 HOT = (
     "cache.py",
-    "grants.py",
+    "grants/*.py",
     "audit/lines.py",
     "exchange/*.py",
     "kernel/comments.py",

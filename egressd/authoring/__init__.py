@@ -8,7 +8,7 @@ and text out; no I/O, no clock.
 from __future__ import annotations
 
 from egressd.authoring.evidence import Evidence
-from egressd.authoring.page import Page, page_text
+from egressd.authoring.page import Page, comment, page_text
 from egressd.authoring.replay import Change, Known, Outcome, Replay
 from egressd.authoring.seen import Seen, moment, read_line
 from egressd.authoring.suggest import Wanted, suggest
@@ -22,6 +22,7 @@ __all__ = [
     "Replay",
     "Seen",
     "Wanted",
+    "comment",
     "moment",
     "page_text",
     "read_line",

@@ -87,6 +87,7 @@ class Page:
     subject: Sequence[str]
     rules: Sequence[RuleText]
     mode: str = ""
+    dns: str = ""
     said: Sequence[str] = field(default=())
     """Comments inside the document, which stay with it in the cluster."""
 
@@ -100,6 +101,8 @@ def document(page: Page) -> Iterator[str]:
         yield from (f"  {line}" for line in page.subject)
     if page.mode:
         yield f"mode: {page.mode}"
+    if page.dns:
+        yield f"dns: {page.dns}"
     for action in ("allow", "deny"):
         rules = [rule for rule in page.rules if rule.action == action and rule.peers]
         if rules:

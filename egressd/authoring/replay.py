@@ -163,7 +163,7 @@ def _name(judge: Judge, query: Query) -> Decision:
     decision = judge.judge_name(query.name)
     if decision.verdict not in WENT_THROUGH or not judge.enforced:
         return decision
-    if query.reason is Reason.REBINDING and not query.addresses:  # what was withheld then is not recorded
+    if query.reason is Reason.REBINDING and not query.went_through:  # what was withheld then is not recorded
         reasons: Sequence[Reason | None] = [None if decision.allow_private else Reason.REBINDING]
     else:
         reasons = [judge.admissible(address, decision) for address in query.addresses]

@@ -96,6 +96,8 @@ class Grant:
 
     ports: Ports
     until: float
+    due: int = 0
+    """The second that it is kept under in `Due`."""
 
 
 _expansions: dict[tuple[Ports, int], tuple[tuple[str, PortSpan | None], ...]] = {}

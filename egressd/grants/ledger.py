@@ -7,11 +7,11 @@ read, so an element lives there at least as long as here. `now` is monotonic sec
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+from egressd.grants.due import Due
 from egressd.grants.elements import (
     LINGER_S,
     NOTHING,
@@ -46,7 +46,7 @@ class Ledger:
         """By subject; there in OrderedDicts, whose oldest entry is found at once, as `_bound` does."""
         self._sizes: Counter[int] = Counter()
         self._elements = Elements()
-        self._expiry: list[tuple[float, int, Name, bytes]] = []
+        self._due = Due()
 
     def __len__(self) -> int:
         """Grants (subject, name, address), those lingering after their end included."""
@@ -79,7 +79,7 @@ class Ledger:
             if admission is NOTHING:
                 admission = Admission([], [])
             self._open(subject, name, address, Grant(ports, now + lifetime), enough, now, admission)
-        if len(held) > self.per_name or len(self._expiry) > self.total:
+        if len(held) > self.per_name or len(self._due) > self.total:
             admission = self._bound(subject, name, now, admission)
         return admission
 
@@ -101,10 +101,12 @@ class Ledger:
         held[address] = grant  # inserted last: `held` is in order of renewal, oldest first
         if before is None:
             self._sizes[subject] += 1
-            heapq.heappush(self._expiry, (grant.until, subject, name, address))
-        elif before.ports == grant.ports:
-            grant.until = max(grant.until, before.until)
-        elif subject != UNSELECTED_SUBJECT:
+            grant.due = self._due.put((subject, name, address), grant.until, now)
+        else:
+            grant.due = before.due
+            if before.ports == grant.ports:
+                grant.until = max(grant.until, before.until)
+        if before is not None and before.ports != grant.ports and subject != UNSELECTED_SUBJECT:
             out.gone.extend(self._elements.release(subject, name, address, before.ports, now))
         if subject != UNSELECTED_SUBJECT:
             out.writes.extend(self._elements.hold(subject, name, address, grant, enough, now))
@@ -140,12 +142,10 @@ class Ledger:
         return Admission([write for key, write in writes.items() if key not in left], [*asked.gone, *gone])
 
     def _drop(self, subject: int, name: Name, address: bytes, now: float) -> Admission:
-        """Forget one grant: elements nobody else holds leave, others end with those who still hold them.
-
-        The heap's entry goes when its time comes.
-        """
+        """Forget one grant: elements nobody else holds leave, others end with those who still hold them."""
         names = self._names[subject]
         grant = names[name].pop(address)
+        self._due.remove((subject, name, address), grant.due)
         self._sizes[subject] -= 1
         if not names[name]:
             del names[name]
@@ -159,14 +159,11 @@ class Ledger:
     def expire(self, now: float, limit: int = 10_000) -> int:
         """Forget what ended more than `LINGER_S` ago, `limit` at most; the kernel drops it by itself."""
         dropped = 0
-        heap = self._expiry
-        while heap and heap[0][0] + LINGER_S < now and dropped < limit:
-            _, subject, name, address = heapq.heappop(heap)
-            grant = self._names.get(subject, {}).get(name, {}).get(address)
-            if grant is None:
-                continue
+        while dropped < limit and (entry := self._due.take(now - LINGER_S)) is not None:
+            subject, name, address = entry
+            grant = self._names[subject][name][address]
             if grant.until + LINGER_S >= now:
-                heapq.heappush(heap, (grant.until, subject, name, address))
+                grant.due = self._due.put(entry, grant.until, now)
                 continue
             self._drop(subject, name, address, now)
             dropped += 1

@@ -137,6 +137,16 @@ def test_total_bound_takes_from_the_heaviest_subject() -> None:
     assert len(book) == 10
 
 
+def test_what_is_pushed_out_takes_no_memory() -> None:
+    """Under a flood of names with long TTLs the book keeps no note of what it pushed out."""
+    book = ledger(total=10)
+    for number in range(1000):
+        book.admit(1, Name(f"n{number}.example"), [A], HTTPS, 86_400, 1000.0 + number)
+    assert (len(book), len(book._due)) == (10, 10)
+    assert book.expire(1_000_000.0) == 10
+    assert (len(book), len(book._due)) == (0, 0)
+
+
 def test_unselected_pods_are_remembered_and_never_programmed() -> None:
     """What unselected pods learned is not written, but moves along when a policy that allows it selects them."""
     book = ledger()
@@ -219,6 +229,11 @@ class LedgerMachine(RuleBasedStateMachine):
                     self.grants[number, name, address] = ports, until
                 else:
                     del self.grants[number, name, address]
+
+    @invariant()
+    def each_grant_is_due_once(self) -> None:
+        """What is to be looked at is what there is."""
+        assert len(self.book._due) == len(self.book)
 
     @invariant()
     def kernel_holds_what_the_model_says(self) -> None:

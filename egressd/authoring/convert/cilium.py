@@ -10,8 +10,17 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from egressd.authoring.convert.draft import EVERYTHING, Draft, add_rule, blocks, one_port, open_the_rest, pattern
-from egressd.authoring.convert.draft import refuse, selector
+from egressd.authoring.convert.draft import (
+    EVERYTHING,
+    Draft,
+    add_rule,
+    blocks,
+    one_port,
+    open_the_rest,
+    pattern,
+    refuse,
+    selector,
+)
 from egressd.authoring.convert.walk import Part
 
 __all__ = ["cilium", "fqdn_policy"]
@@ -20,7 +29,7 @@ ACCOUNT: Final = "io.cilium.k8s.policy.serviceaccount"
 NAMESPACE: Final = "io.kubernetes.pod.namespace"
 NAMESPACE_LABELS: Final = "io.cilium.k8s.namespace.labels."
 OWN_LABEL: Final = "kubernetes.io/metadata.name"
-_PREFIX: Final = re.compile(r"(?:k8s|any)[:.]")
+_PREFIX: Final = re.compile(r"\A(?:k8s|any)[:.]")
 INSIDE: Final = ("toEndpoints", "toServices", "toNodes", "toGroups")
 """Peers inside the cluster, or known to a cloud alone."""
 
@@ -52,7 +61,9 @@ def _subject(draft: Draft, part: Part, *, cluster: bool) -> None:
     found = selector(part)
     pods: dict[str, Any] = {}
     places: dict[str, Any] = {}
-    expressions = [{"key": key, "operator": "In", "values": [value]} for key, value in found.get("matchLabels", {}).items()]
+    expressions = [
+        {"key": key, "operator": "In", "values": [value]} for key, value in found.get("matchLabels", {}).items()
+    ]
     for one in [*expressions, *found.get("matchExpressions", [])]:
         key = _PREFIX.sub("", one["key"], count=1)
         if key == ACCOUNT and one["operator"] == "In" and not draft.accounts:

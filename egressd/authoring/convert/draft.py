@@ -13,10 +13,21 @@ from typing import Any, Final
 
 from egressd.authoring.convert.walk import Log, Part, Uncarried
 from egressd.authoring.page import RuleText
+from egressd.errors import InvalidName
 from egressd.model import PROTOCOLS
 from egressd.schema.words import read_peer, read_spans
 
-__all__ = ["EVERYTHING", "Draft", "add_rule", "blocks", "one_port", "pattern", "selector"]
+__all__ = [
+    "EVERYTHING",
+    "Draft",
+    "add_rule",
+    "blocks",
+    "one_port",
+    "open_the_rest",
+    "pattern",
+    "refuse",
+    "selector",
+]
 
 EVERYTHING: Final = ("*", "0.0.0.0/0", "::/0")
 """The peers that are all names and all addresses."""
@@ -69,10 +80,7 @@ def pattern(text: str, line: int, log: Log, *, one_label: bool) -> list[str]:
     wanted = text[1:] if deep else text
     try:
         read_peer(wanted)
-    except ValueError as error:
-        log.warn(line, f"{text!r} is not carried over: {error}")
-        return []
-    except Exception as error:  # noqa: BLE001 - InvalidName is no ValueError
+    except (ValueError, InvalidName) as error:
         log.warn(line, f"{text!r} is not carried over: {error}")
         return []
     if wanted.startswith("*.") and one_label and not deep:
@@ -133,7 +141,8 @@ def add_rule(
     lost = ", ".join(part.path.removeprefix(f"{source.path}.") for part in source.unread())
     carried = [entry for entry in ports if entry is not None]
     if lost:
-        log.warn(line, f"{source.path} is not carried over: {lost} has no like here, and without it the rule is another")
+        source.swallow()
+        log.warn(line, f"{source.path} is not carried over: {lost} has no like here, and would be missed")
     elif not peers or (ports and not carried):
         log.warn(line, f"{source.path} is not carried over: nothing of it is left")
     elif draft.closed:
@@ -152,9 +161,13 @@ def open_the_rest(draft: Draft, source: Part) -> None:
     """What no rule matched was allowed: so it stays, and that is said."""
     if draft.closed:
         return
-    message = "let through what no rule matches: the rule that allows everything keeps it so; remove it to close the rest"
+    message = (
+        "let through what no rule matches: the rule that allows everything keeps it so; remove it to close the rest"
+    )
     source.log.warn(source.line, f"{source.path} {message}")
-    draft.rules.append(RuleText("allow", [(peer, "") for peer in EVERYTHING], said=["What no rule matched was allowed."]))
+    draft.rules.append(
+        RuleText("allow", [(peer, "") for peer in EVERYTHING], private=True, said=["What no rule matched was allowed."])
+    )
 
 
 def refuse(part: Part, message: str) -> Uncarried:

@@ -23,7 +23,7 @@ class Remark(NamedTuple):
     message: str
 
 
-class Uncarried(Exception):  # noqa: N818 - it never leaves the package
+class Uncarried(Exception):
     """A whole policy that cannot be carried over."""
 
     def __init__(self, line: int, message: str) -> None:
