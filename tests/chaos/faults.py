@@ -163,8 +163,8 @@ def remove_routes(stage: Stage) -> None:
         stage.node.run(["ip", family, "route", "flush", "table", ROUTE_TABLE])
 
 
-def fill_seen(stage: Stage) -> str:
-    """More denied tuples than the kernel has room for."""
+def scatter(stage: Stage) -> str:
+    """More denied tuples than the kernel has room for; it takes them at a limited rate."""
     note = stage.attack("scatter", ATTACK_S, SCATTERED)
     listed = stage.node.run(["nft", "-j", "list", "set", "inet", "egressd", "seen4"], timeout=60).stdout
     held = sum(len(entry["set"].get("elem", ())) for entry in json.loads(listed)["nftables"] if "set" in entry)
@@ -357,7 +357,7 @@ FAULTS: Final = {
         Fault("conntrack-flush", "conntrack -F", flush_conntrack),
         Fault("remove-rules", "ip rules deleted", remove_rules),
         Fault("remove-routes", "local routes flushed", remove_routes),
-        Fault("enospc", "100,000 denied destinations: the set of seen ones is full", fill_seen, lossless=True),
+        Fault("scatter", "datagrams to 100,000 denied destinations", scatter, lossless=True),
         Fault("upstream-dead", f"upstreams silent for {OUTAGE_S:g} s", dead),
         Fault("upstream-closed", f"upstreams' ports closed for {OUTAGE_S:g} s", closed),
         Fault("upstream-one-dead", f"one of two upstreams silent for {OUTAGE_S:g} s", one_dead),

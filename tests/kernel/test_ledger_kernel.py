@@ -242,7 +242,7 @@ def _pod(subject: int) -> PodElement:
 
 
 LedgerOnKernel.TestCase.settings = settings(
-    max_examples=40,
+    max_examples=25,
     stateful_step_count=20,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # histories take real time: shrinking one would take minutes
