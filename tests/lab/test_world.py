@@ -111,7 +111,10 @@ def test_pytest_is_private() -> None:
     """The session's own process has a network of its own, and says so."""
     assert is_private()
     assert [name for _, name in socket.if_nameindex()] == ["lo"]
-    assert Path("/run").stat().st_dev != Path("/proc/1/root/run").stat().st_dev, "a /run of its own, not the machine's"
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    assert any(mount[4] == "/run" and mount[mount.index("-") + 1] == "tmpfs" for mount in mounts)
+    parent = Path(f"/proc/{os.getppid()}/ns/mnt")
+    assert Path("/proc/self/ns/mnt").readlink() != parent.readlink(), "mounts of its own, not those of who started it"
 
 
 def test_programs_of_a_killed_pytest_die() -> None:
