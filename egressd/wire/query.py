@@ -11,6 +11,9 @@ from functools import lru_cache
 from struct import Struct
 from typing import Final, NamedTuple
 
+from dnslib import EDNS0, EDNSOption
+from dnslib.label import DNSBuffer
+
 from egressd.errors import WireError
 from egressd.names import Name
 from egressd.wire.name import name_text, read_name
@@ -153,7 +156,11 @@ _EDNS_HEADS: Final = _heads(1)
 
 @lru_cache(8)
 def _our_opt(dnssec_ok: bool, options: bytes) -> bytes:
-    return opt_record(dnssec_ok=dnssec_ok, options=options)
+    """The OPT record of our own queries, with the loop option if it is given; written by dnslib, once for each form."""
+    loop = [EDNSOption(int.from_bytes(options[:2], "big"), options[4:])] if options else []
+    buffer = DNSBuffer()
+    EDNS0(flags="do" if dnssec_ok else "", udp_len=UDP_SIZE, opts=loop).pack(buffer)
+    return bytes(buffer.data)
 
 
 def upstream_query(question: Question, ident: int, edns: bool = True, options: bytes = b"") -> bytes:

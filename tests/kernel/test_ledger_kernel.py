@@ -137,7 +137,7 @@ class LedgerOnKernel(RuleBasedStateMachine):
         self.model = {key: value for key, value in self.model.items() if key[0] != subject}
         self.lives = {key: value for key, value in self.lives.items() if key[0] != subject}
 
-    @rule(seconds=st.sampled_from([0.02, 0.2, 0.4, 0.9]))
+    @rule(seconds=st.sampled_from([0.02, 0.1, 0.3, 0.7]))
     def wait(self, seconds: float) -> None:
         """Time passes, and the ledger forgets what has ended for long."""
         time.sleep(seconds)
@@ -242,7 +242,7 @@ def _pod(subject: int) -> PodElement:
 
 
 LedgerOnKernel.TestCase.settings = settings(
-    max_examples=25,
+    max_examples=40,
     stateful_step_count=20,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # histories take real time: shrinking one would take minutes
