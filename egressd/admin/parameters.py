@@ -103,7 +103,7 @@ def number(name: str, help: str, default: int, least: int, most: int) -> Paramet
     return Parameter(name, help, read_number, schema, default)
 
 
-def choice(name: str, help: str, choices: Iterable[str]) -> Parameter:  # noqa: A002
+def choice(name: str, help: str, choices: Iterable[str]) -> Parameter:  # noqa: A002 - as above
     """One word of several."""
     words = tuple(choices)
 
@@ -115,7 +115,7 @@ def choice(name: str, help: str, choices: Iterable[str]) -> Parameter:  # noqa: 
     return Parameter(name, help, read_choice, {"type": "string", "enum": list(words)})
 
 
-def flag(name: str, help: str) -> Parameter:  # noqa: A002
+def flag(name: str, help: str) -> Parameter:  # noqa: A002 - as above
     """1 or 0."""
     one = choice(name, help, ("0", "1"))
     return Parameter(name, help, lambda text: one.read(text) == "1", one.schema, default=False)

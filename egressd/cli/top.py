@@ -95,7 +95,7 @@ def render(window: Window, now: float, columns: int, most: int) -> Iterator[str]
 )
 @click.option("--once", is_flag=True, help="One table after one interval, then end.")
 @daemon_options
-def command(interval: float, seconds: float, once: bool, daemon: Daemon, config: str | None) -> None:  # noqa: ARG001
+def command(interval: float, seconds: float, once: bool, daemon: Daemon, config: str | None) -> None:  # noqa: ARG001 - `daemon` is made from it
     """Watch who asks for what: verdicts and rates, live, until Ctrl-C."""
     daemon.get("/api/v1/status")  # say at once if there is no daemon
     window = Window(seconds)

@@ -19,7 +19,7 @@ __all__ = ["Client", "Parts", "Query"]
 
 
 class Client(Protocol):
-    """Where a query came from and its answer goes. `send` never raises and never blocks."""
+    """One query's way back. Addresses are packed; `server` is the address that the client asked."""
 
     @property
     def address(self) -> bytes: ...
@@ -28,8 +28,11 @@ class Client(Protocol):
     @property
     def server(self) -> bytes: ...
     @property
-    def transport(self) -> str: ...
-    def send(self, data: bytes) -> None: ...
+    def transport(self) -> str:
+        """`udp` or `tcp`."""
+
+    def send(self, data: bytes) -> None:
+        """Answer with one whole message. Never raises: what cannot be sent is dropped and counted."""
 
 
 @dataclass(frozen=True, slots=True)

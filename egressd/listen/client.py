@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
+
+from egressd.exchange import Client
 
 __all__ = ["MAX_DRAIN", "Client", "Handler", "pack"]
 
 MAX_DRAIN: Final = 32
 """Datagrams, connections or pipelined queries taken in one wake, so that no socket starves the others."""
-
-
-class Client(Protocol):
-    """One query's way back. Addresses are packed; `server` is the address that the client asked."""
-
-    @property
-    def address(self) -> bytes: ...
-    @property
-    def port(self) -> int: ...
-    @property
-    def server(self) -> bytes: ...
-    @property
-    def transport(self) -> str:
-        """`udp` or `tcp`."""
-
-    def send(self, data: bytes) -> None:
-        """Answer with one whole message. Never raises: what cannot be sent is dropped and counted."""
 
 
 Handler = Callable[[list[tuple[bytes, Client]]], None]
