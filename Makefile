@@ -42,9 +42,9 @@ fmt: dev ## put the code into form, and mend what ruff can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: root ## CPU per query side by side with other resolvers, as tables in benchmarks/RESULTS.md (root)
+bench: root ## what egressd costs, side by side with others, as tables in benchmarks/RESULTS.md (root, half an hour)
 	@.ci/bootstrap bench
-	@$(BIN)/python -m benchmarks --write benchmarks/RESULTS.md $(ARGS)
+	@$(BIN)/python -m benchmarks.everything --write benchmarks/RESULTS.md $(ARGS)
 
 manifests: dev ## render deploy/install.yaml and deploy/uninstall.yaml from their kustomize folders
 	@for each in base:install uninstall:uninstall; do \
@@ -63,9 +63,11 @@ fuzz: dev ## coverage-guided fuzzing of every reader, FUZZ_SECONDS each (ARGS="T
 
 lock: ## write the locks anew from pyproject.toml (needs uv; ARGS=--upgrade for newer versions)
 	@command -v uv >/dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 3; }
-	@$(REQUIRES) | uv $(COMPILE) pyproject.toml - --output-file requirements.lock $(ARGS)
+	@$(REQUIRES) | uv $(COMPILE) pyproject.toml - --extra otlp --output-file requirements.lock $(ARGS)
 	@$(REQUIRES) | uv $(COMPILE) pyproject.toml - --extra dev --constraint requirements.lock --output-file requirements-dev.lock $(ARGS)
+	@uv $(COMPILE) .ci/build.in --constraint requirements-dev.lock --output-file requirements-build.lock $(ARGS)
 	@uv $(COMPILE) .ci/tools.in --output-file requirements-tools.lock $(ARGS)
+	@uv $(COMPILE) .ci/browser.in --output-file requirements-browser.lock $(ARGS)
 
 clean: ## remove .venv and everything that tools left in the checkout
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

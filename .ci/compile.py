@@ -1,6 +1,7 @@
 """Compiles the hot path with mypyc: the same source, typed as it is, without the interpreter in between.
 
-    python .ci/compile.py FOLDER      a copy of egressd in FOLDER, its hot modules compiled (benchmarks use it)
+    python .ci/compile.py FOLDER              a copy of egressd in FOLDER, its hot modules compiled (benchmarks use it)
+    python .ci/compile.py --batch FOLDER      the module in C alone (datagrams/_batch.c; its tests use it)
 
 As a hook of hatchling it does the same for a wheel. Where mypyc, a C compiler or Python's headers are missing, or with
 EGRESSD_PURE=1, the wheel is as good without: Python prefers a compiled module to its source, and takes the source where
@@ -20,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 HOT = (
     "cache.py",
+    "datagrams/__init__.py",
     "grants/*.py",
     "audit/lines.py",
     "exchange/*.py",
@@ -27,13 +29,17 @@ HOT = (
     "kernel/elements.py",
     "listen/client.py",
     "listen/datagrams.py",
+    "listen/streams.py",
+    "memo.py",
     "policy/judge.py",
     "policy/noise.py",
     "policy/trie.py",
     "upstream/datagrams.py",
     "upstream/flight.py",
     "upstream/health.py",
+    "upstream/choice.py",
     "upstream/idents.py",
+    "upstream/understood.py",
     "upstream/upstreams.py",
     "wire/answer.py",
     "wire/name.py",
@@ -41,6 +47,13 @@ HOT = (
     "wire/reply.py",
 )
 """What every query passes, by measurement; globs below egressd/."""
+BATCH = "egressd.datagrams._batch"
+"""The one module in C: many datagrams with one system call."""
+HARDENED = [
+    *("-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers", "-Werror"),
+    *("-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"),
+]
+LINKED = ["-Wl,-z,relro", "-Wl,-z,now"]
 _NOT_SOURCE = shutil.ignore_patterns("__pycache__", "*.so")
 
 
@@ -58,12 +71,30 @@ def compile_into(folder: Path) -> list[Path]:
 def build_extensions(folder: str) -> None:
     """In a process of its own, since mypyc ends it on errors: the working directory's hot modules into `folder`."""
     from mypyc.build import mypycify
+
+    sources = [str(path) for glob in HOT for path in sorted(Path("egressd").glob(glob))]
+    _build([_batch(), *mypycify(sources, opt_level="2")], folder, "build")
+
+
+def build_batch(folder: str) -> None:
+    """The module in C alone, as it lies in this checkout."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(ROOT)
+        _build([_batch()], folder, place)
+
+
+def _batch() -> Any:
+    from setuptools import Extension
+
+    return Extension(BATCH, [f"{BATCH.replace('.', '/')}.c"], extra_compile_args=HARDENED, extra_link_args=LINKED)
+
+
+def _build(modules: list[Any], folder: str, temporary: str) -> None:
     from setuptools import Distribution
     from setuptools.command.build_ext import build_ext
 
-    sources = [str(path) for glob in HOT for path in sorted(Path("egressd").glob(glob))]
-    command = build_ext(Distribution({"name": "egressd", "ext_modules": mypycify(sources, opt_level="2")}))
-    command.build_lib, command.build_temp = folder, "build"
+    command = build_ext(Distribution({"name": "egressd", "ext_modules": modules}))
+    command.build_lib, command.build_temp = folder, temporary
     command.ensure_finalized()
     command.run()
 
@@ -107,6 +138,8 @@ else:
 if __name__ == "__main__":
     if sys.argv[1] == "--extensions":
         build_extensions(sys.argv[2])
+    elif sys.argv[1] == "--batch":
+        build_batch(str(Path(sys.argv[2]).resolve()))
     else:
         try:
             compile_copy(Path(sys.argv[1]).resolve())

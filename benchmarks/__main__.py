@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.cpu import describe_machine, resident_mib, usage
 from benchmarks.peers import Egressd, Peer
 from benchmarks.place import BenchmarkError, Place
-from benchmarks.resolvers import Dnsdist, Dnsmasq, Unbound
+from benchmarks.resolvers import CoreDns, Dnsdist, Dnsmasq, Unbound
 from benchmarks.table import Sample, measure_table, ratio_table
 from benchmarks.workloads import MAX_QUERIES, WORKLOADS, Load, Workload, run_load
 
@@ -31,13 +31,10 @@ PEERS: tuple[Peer, ...] = (
     Unbound("unbound"),
     Dnsdist("dnsdist"),
 )
-PREFACE = """# What a query costs
-
-Written by `make bench`; each peer is fresh for each run, in network namespaces of its own. egressd does with each query
-what none of the others does: it knows the pod, judges the name by its policies, opens the addresses in the kernel
-before it answers, and writes an audit record. `egressd` has its hot path compiled from the very source that
-`egressd-interpreted` runs as it is.
-"""
+COREDNS = os.environ.get("COREDNS", "")
+"""A CoreDNS binary to compare with, as Debian has none: `make bench COREDNS=/path/to/coredns`."""
+if COREDNS:
+    PEERS += (CoreDns("coredns", COREDNS), CoreDns("coredns-log", COREDNS, log_queries=True))
 SETTLE_S = 1.0
 """Between a peer's first answer and the first question: what it does only while it starts is not what a query costs."""
 LEAST_CPU_US = 1.0
@@ -67,7 +64,7 @@ def main() -> int:
         text = page.getvalue()
     print(text)
     if options.write:
-        options.write.write_text(f"{PREFACE}\n{text}")
+        options.write.write_text(text)
     return 0
 
 

@@ -39,9 +39,10 @@ class Bench:
 
     def __init__(self, node: Node, folder: Path, pods: int, policies: int) -> None:
         sys.path.insert(0, str(ROOT / "tests" / "apiserver"))
-        from kubeapi import ApiServer, kubeconfig, objects
+        import kubeapi.objects
+        from kubeapi import ApiServer, kubeconfig
 
-        self.objects = objects
+        self.objects = kubeapi.objects
         self.node = node
         self.pods = pods
         self.policies = policies

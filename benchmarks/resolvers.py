@@ -8,7 +8,7 @@ from benchmarks.peers import Peer, count_elements
 from benchmarks.place import DNSMASQ, NODE, UPSTREAM, Place
 from benchmarks.workloads import Workload
 
-__all__ = ["Dnsdist", "Dnsmasq", "Unbound"]
+__all__ = ["CoreDns", "Dnsdist", "Dnsmasq", "Unbound"]
 
 CACHE = 10_000
 """Answers that a caching peer keeps: more than any workload of repeated names has."""
@@ -106,6 +106,34 @@ class Dnsdist(Peer):
             f'addAction("denied.bench.example.", RCodeAction(DNSRCode.NXDOMAIN))\n{cache}'
         )
         return ["dnsdist", "--supervised", "--disable-syslog", "-C", str(config)]
+
+    def opened(self, place: Place) -> int:  # noqa: ARG002 - it opens nothing
+        """Nothing."""
+        return 0
+
+
+class CoreDns(Peer):
+    """CoreDNS, which Debian does not have: `binary` says where one is; with `log_queries`, a line for each query."""
+
+    address = NODE
+
+    def __init__(self, name: str, binary: str, *, log_queries: bool = False) -> None:
+        super().__init__(name)
+        self.binary, self.log_queries = binary, log_queries
+
+    def command(self, place: Place, *, cached: bool) -> Sequence[str]:
+        """Its Corefile: the denied zone from a template, everything else forwarded."""
+        config = place.folder / "Corefile"
+        extras = "".join(
+            f"    {line}\n"
+            for line, wanted in ((f"cache {{\n success {CACHE}\n }}", cached), ("log", self.log_queries))
+            if wanted
+        )
+        config.write_text(
+            f"denied.bench.example {{\n    bind {NODE}\n    template ANY ANY {{\n        rcode NXDOMAIN\n    }}\n}}\n"
+            f". {{\n    bind {NODE}\n    forward . {UPSTREAM}\n{extras}}}\n"
+        )
+        return [self.binary, "-conf", str(config)]
 
     def opened(self, place: Place) -> int:  # noqa: ARG002 - it opens nothing
         """Nothing."""

@@ -26,7 +26,7 @@ PREFETCH_SHARE: Final = 0.1
 class Entry(Generic[V]):
     """One kept value. Times are monotonic seconds."""
 
-    __slots__ = ("expires", "fetching", "hits", "size", "stored", "used", "value")
+    __slots__ = ("dropped", "expires", "fetching", "hits", "size", "stored", "used", "value")
 
     def __init__(self, value: V, size: int, stored: float, expires: float) -> None:
         self.value = value
@@ -36,6 +36,13 @@ class Entry(Generic[V]):
         self.used = False
         self.hits = 0
         self.fetching = False
+        self.dropped = False
+        """Whether it is in the table no more."""
+
+    def hit(self) -> None:
+        """Somebody asked for it."""
+        self.used = True
+        self.hits += 1
 
     def age(self, now: float) -> int:
         """Whole seconds since it was stored, by which its TTLs have shrunk."""
@@ -43,10 +50,21 @@ class Entry(Generic[V]):
 
     def worth_refreshing(self, now: float) -> bool:
         """Whether it ends soon and was asked for more than once: true one time per life."""
-        if self.fetching or self.hits < 2 or now < self.expires - (self.expires - self.stored) * PREFETCH_SHARE:
+        if self.fetching or self.hits < 2 or now < self._prefetch:
             return False
         self.fetching = True
         return True
+
+    def steady_until(self, now: float) -> float:
+        """Until when a hit is like one at `now`: of the same age, and no reason to refresh."""
+        end = min(self.stored + self.age(now) + 1, self.expires)
+        if self.fetching:
+            return end
+        return min(end, self._prefetch)
+
+    @property
+    def _prefetch(self) -> float:
+        return self.expires - (self.expires - self.stored) * PREFETCH_SHARE
 
 
 class TtlCache(Generic[K, V]):
@@ -68,8 +86,7 @@ class TtlCache(Generic[K, V]):
         entry = self._table.get(key)
         if entry is None or entry.expires <= now:
             return None
-        entry.used = True
-        entry.hits += 1
+        entry.hit()
         return entry
 
     def stale(self, key: K, now: float) -> Entry[V] | None:
@@ -79,6 +96,10 @@ class TtlCache(Generic[K, V]):
             return None
         entry.used = True
         return entry
+
+    def peek(self, key: K) -> Entry[V] | None:
+        """The entry, however old, without a trace of having been asked for."""
+        return self._table.get(key)
 
     def put(self, key: K, value: V, size: int, ttl_s: float, now: float) -> None:
         """Keep a value for `ttl_s` seconds; `size` is its octets without the overhead. Nothing is kept at 0 seconds."""
@@ -107,6 +128,7 @@ class TtlCache(Generic[K, V]):
     def _drop(self, key: K) -> None:
         entry = self._table.pop(key, None)
         if entry is not None:
+            entry.dropped = True
             self.octets -= entry.size
 
     def expire(self, now: float, limit: int = 2_000) -> int:

@@ -110,6 +110,8 @@ class UpstreamHealth(msgspec.Struct, frozen=True):
     upstream: str
     healthy: bool
     failures: int
+    rtt_us: int = 0
+    """Smoothed time to its answers; 0 before the first."""
 
 
 class Tally(msgspec.Struct, frozen=True):

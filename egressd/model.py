@@ -200,6 +200,7 @@ class PodIdentity:
 
 
 class Verdict(StrEnum):
+    __hash__ = str.__hash__  # of the value, as equality is; Enum's own, a Python function, would be called per query
     ALLOWED = "allowed"
     DENIED = "denied"
     WOULD_DENY = "would-deny"
@@ -207,6 +208,7 @@ class Verdict(StrEnum):
 
 
 class Reason(StrEnum):
+    __hash__ = str.__hash__  # as above
     RULE = "rule"
     DENY_RULE = "deny-rule"
     NO_RULE = "no-rule"

@@ -22,6 +22,7 @@ __all__ = [
     "Firewall",
     "Grants",
     "History",
+    "Otlp",
     "Settings",
     "Source",
     "Upstream",
@@ -75,6 +76,8 @@ class Dns:
     """Addresses pods may ask. Empty: the upstreams' addresses."""
     foreign: str = "Deny"
     """`Deny` or `Answer`: pods that ask other servers."""
+    ca_file: str = ""
+    """Certificates (PEM) that those of encrypted upstreams must lead to. Empty: the system's."""
     intercept: str = "All"
     """`All` or `Selected`."""
     exempt: Exempt = Exempt()
@@ -91,7 +94,9 @@ class Grants:
     grace: float = 30.0
     program_timeout: float = 1.0
     per_name: int = 1024
+    """Addresses of one name and subject; more only while a look at the connections is due, or finds them in use."""
     total: int = 200_000
+    """Grants of the whole node, at every moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +131,29 @@ class Audit:
     keep: int = 10
     stdout: bool = False
     queue: int = 65_536
+    flows: str = "Denied"
+    """`Denied` or `All`: new connections that are let through are recorded, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class History:
     file: str = "/var/lib/egressd/history.db"
+    """Empty: no history."""
     max_rows: int = 1_000_000
+    max_bytes: int = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Otlp:
+    """Export to an OpenTelemetry collector, over OTLP/HTTP; needs the extra `egressd[otlp]`."""
+
+    endpoint: str = ""
+    """Base URL, as in `http://collector.example:4318`; empty: no export."""
+    logs: bool = True
+    """Audit records as log records."""
+    metrics: bool = True
+    interval: float = 10.0
+    """Seconds between two sets of metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,5 +189,6 @@ class Settings:
     budgets: Budgets = Budgets()
     audit: Audit = Audit()
     history: History = History()
+    otlp: Otlp = Otlp()
     events: Events = Events()
     admin: Admin = field(default_factory=Admin)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import growth, packets
 from benchmarks.cpu import Usage, tree, usage
 from benchmarks.place import BenchmarkError
 from benchmarks.table import Sample, markdown, measure_table, ratio_table
@@ -95,3 +96,32 @@ def test_benchmark_runs() -> None:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
     assert "| allowed, new name and address |" in done.stdout
+
+
+def test_packet_ratios_are_to_conntrack_alone() -> None:
+    """A way through the node is compared with the same repeat's run on conntrack alone, packets and connections."""
+    base = [packets.Cost(1000.0, 50.0, 20_000.0), packets.Cost(2000.0, 100.0, 10_000.0)]
+    own = [packets.Cost(1100.0, 60.0, 16_000.0), packets.Cost(2200.0, 120.0, 8_000.0)]
+    text = packets.report({packets.BASE: base, "egressd": own})
+    assert "| egressd   |        1650 | 1.10 (1.10-1.10) |" in text
+    assert text.rstrip().endswith("| 1.25 (1.25-1.25) |")
+
+
+def test_growth_is_told_as_tables_and_curves(tmp_path: Path) -> None:
+    """Each curve is a row with a value for each size, and a line with its title in the plot."""
+    lines = [growth.Line("compile", (10, 100), [0.1, 1.0])]
+    panels = [growth.Panel(title, "rules", "ms", lines) for title in "abcd"]
+    assert "| compile | 0.1 |   1 |" in growth.tables(panels)
+    growth.plot(panels, tmp_path / "plot.svg")
+    assert (tmp_path / "plot.svg").read_text().count("compile") >= 4
+
+
+@pytest.mark.parametrize("module", ["packets --repeats 1 --packets 4000", "growth --repeats 1 --small"])
+def test_other_benchmarks_run(module: str) -> None:
+    """Small runs of the packet path and of growth, on the real kernel, end well and print their tables."""
+    root = Path(__file__).resolve().parent.parent
+    name, *arguments = module.split()
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"packets": "| egressd ", "growth": "| one a transaction "}[name] in done.stdout

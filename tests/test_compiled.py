@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITES = ("exchange", "grants", "wire", "cache")
-MODULES = ("exchange", "exchange.admission", "grants", "wire.answer", "cache", "upstream.upstreams", "listen.datagrams")
+SUITES = ("exchange", "grants", "wire", "cache", "datagrams", "listen")
+MODULES = (
+    *("exchange", "exchange.admission", "exchange.repeats", "grants", "wire.answer", "cache", "memo"),
+    *("upstream.upstreams", "listen.datagrams", "listen.streams", "datagrams", "datagrams._batch"),
+)
 
 
 @pytest.mark.timeout(900)

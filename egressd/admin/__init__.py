@@ -7,7 +7,7 @@ there already, and what it is asked for comes a page at a time.
 
 from __future__ import annotations
 
-from egressd.admin.facts import REASONS, AwayError, Condition, Facts, unready
+from egressd.admin.facts import REASONS, AwayError, Condition, Exports, Facts, unready
 from egressd.admin.feed import Feed
 
-__all__ = ["REASONS", "AwayError", "Condition", "Facts", "Feed", "unready"]
+__all__ = ["REASONS", "AwayError", "Condition", "Exports", "Facts", "Feed", "unready"]

@@ -16,6 +16,7 @@ from egressd.admin import parameters as query
 from egressd.admin.audit import NDJSON, serve_audit
 from egressd.admin.explain import explain
 from egressd.admin.facts import AwayError, Facts, alive, unready
+from egressd.admin.history import serve_history, serve_map, serve_stale, workload
 from egressd.admin.parameters import Parameter
 from egressd.admin.problem import HttpProblem
 from egressd.admin.scrape import scrape
@@ -26,6 +27,11 @@ __all__ = ["ENDPOINTS", "MAX_LISTED", "Endpoint"]
 
 MAX_LISTED: Final = 10_000
 """Entries of one answer, at most."""
+MAX_OBSERVATIONS: Final = 50_000
+"""Observations of one answer, some 400 octets each; `suggest` asks for a day at a time."""
+
+MAX_NEAR: Final = 5
+"""Pods named to somebody who asked for one that is not there."""
 
 Values = dict[str, Any]
 Handler = Callable[[web.Request, Facts, Values], Awaitable[web.StreamResponse]]
@@ -75,8 +81,8 @@ async def _status(_request: web.Request, facts: Facts, _values: Values) -> web.R
     return _json(views.status(facts, time.monotonic()))
 
 
-async def _page(_request: web.Request, _facts: Facts, _values: Values) -> web.Response:
-    return web.Response(text=page.PAGE, content_type="text/html", headers=page.HEADERS)
+async def _page(request: web.Request, _facts: Facts, _values: Values) -> web.Response:
+    return await page.serve(request)
 
 
 async def _openapi(_request: web.Request, _facts: Facts, _values: Values) -> web.Response:
@@ -88,7 +94,11 @@ async def _openapi(_request: web.Request, _facts: Facts, _values: Values) -> web
 
 async def _pods(_request: web.Request, facts: Facts, values: Values) -> web.Response:
     wanted = values["namespace"]
-    found = [views.pod(raw) async for raw in _pages(facts, "pods", "pods", 0) if wanted in {None, raw["namespace"]}]
+    found = [
+        views.pod(raw, facts.labels(raw["namespace"], raw["name"]))
+        async for raw in _pages(facts, "pods", "pods", 0)
+        if wanted in {None, raw["namespace"]}
+    ]
     found.sort(key=lambda pod: (pod.namespace, pod.name))
     limit = values["limit"]
     return _json(shapes.Pods(found[:limit], len(found) > limit))
@@ -98,6 +108,7 @@ async def _policies(_request: web.Request, facts: Facts, values: Values) -> web.
     limit, wanted = values["limit"], values["namespace"]
     names = [name for name in views.policy_names(facts) if wanted in {None, name.partition("/")[0]}]
     pods = views.selected(facts)
+    uses = await facts.history.uses() if facts.history.on else {}
     found = [
         views.policy(
             name,
@@ -105,6 +116,7 @@ async def _policies(_request: web.Request, facts: Facts, values: Values) -> web.
             facts.conditions.get(name, ()),
             facts.refused.get(name, ()),
             pods[name],
+            uses,
         )
         for name in names[:limit]
     ]
@@ -167,6 +179,9 @@ def _no_pod(facts: Facts, pod: tuple[str, str]) -> HttpProblem:
         f"there is no pod {'/'.join(pod)} on node {facts.settings.node}; finished pods, pods of other nodes and pods "
         "that use the node's network (hostNetwork) are not known here"
     )
+    near = sorted({str(entry.identity) for entry in facts.pods if entry.identity.namespace == pod[0]})[:MAX_NEAR]
+    if near:
+        detail += f"; in its namespace there is {', '.join(near)}"
     return HttpProblem(404, detail, parameter="pod")
 
 
@@ -247,6 +262,42 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
         ),
         (503,),
     ),
+    Endpoint(
+        "/api/v1/history",
+        "history",
+        "What workloads asked for and reached, summed up by day",
+        serve_history,
+        shapes.History,
+        (
+            query.since(),
+            query.since("until", "up to when"),
+            _NAMESPACE,
+            workload(),
+            query.pattern(),
+            query.verdict(),
+            query.choice("event", "one kind of observation", ("dns", "flow")),
+            query.number("limit", "observations at most", 1000, 1, MAX_OBSERVATIONS),
+        ),
+        (503,),
+    ),
+    Endpoint(
+        "/api/v1/map",
+        "map",
+        "Which workload asked for and reached which names, by days, up to now; the last one unless `since` is given",
+        serve_map,
+        shapes.Map,
+        (query.since(), _NAMESPACE, query.number("limit", "edges at most", MAX_LISTED, 1, MAX_LISTED)),
+        (503,),
+    ),
+    Endpoint(
+        "/api/v1/stale",
+        "stale",
+        "Rules, patterns and policies that nothing has used; for 30 days unless `since` says otherwise",
+        serve_stale,
+        shapes.Stale,
+        (query.since(), _NAMESPACE),
+        (503,),
+    ),
     Endpoint("/api/v1/openapi.json", "openapi", "This description", _openapi, "application/json"),
-    Endpoint("/", "page", "A page that says where to look", _page, "text/html"),
+    Endpoint("/", "page", "The web page; its parts are under /static", _page, "text/html"),
 )

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from egressd.admin import shapes, views
+from egressd.admin.answered import Barred, barred_address, followed
 from egressd.model import Decision, Mode, Policy, PortSpan, Reason, Subject, Verdict, address_text
 from egressd.names import Name
 from egressd.policy import ClusterFacts, Explanation, Judge, contains, ports_text
+from egressd.policy.addresses import Kind, special
 from egressd.policy.narrow import narrowed
 from egressd.policy.ports import point
 from egressd.schema.target import Target
@@ -35,6 +37,9 @@ def explain(
     facts = ClusterFacts(settings.cluster_cidrs, settings.cluster_domains, settings.in_cluster == "Enforce")
     judge = Judge(Subject(known), facts)
     whole = _of_name(judge, target) if target.name is not None else _of_address(judge, target, told)
+    barred: list[Barred] = []
+    if target.name is not None and known and whole.decision.verdict in OPEN:
+        whole, barred = followed(judge, target, whole, told["answers"], settings.dns.deny_rcode)
     steps = list(whole.steps)
     if len(known) < len(names) or (target.name is not None and _differs(judge, target.name, told["verdict"])):
         steps.insert(len(steps) - 1, "the data path still judges by an older version: a change is on its way to it")
@@ -47,7 +52,7 @@ def explain(
         steps,
         [views.grant(raw, names) for raw in told["grants"]],
         [shapes.Sharer(address_text(one["address"]), one["pod"], one["names"]) for one in told["shared"]],
-        _allow(judge, target, decision, told["pod"]["namespace"]),
+        _allow(judge, target, decision, barred, told["pod"]["namespace"]),
     )
 
 
@@ -80,9 +85,16 @@ def _of_address(judge: Judge, target: Target, told: Mapping[str, Any]) -> Explan
     else:
         decision = alone.decision
         asked = ports_text(point(target.protocol, target.port))
-        steps.append(f"no grant is alive that opens {asked}: a new look-up of an allowed name would give one")
+        steps.append(f"no grant is alive that opens {asked}: {_why_not(judge, target.address, names)}")
     by = f' by rule "{decision.rule}" of {decision.policy}' if decision.policy else ""
     return Explanation(decision, (*steps, f"verdict: {decision.verdict} ({decision.reason}){by}"))
+
+
+def _why_not(judge: Judge, address: bytes, names: Sequence[Name]) -> str:
+    words = [barred_address(judge, address, judge.judge_name(name)) for name in names]
+    if all(words):
+        return f"it is {words[0]}, and none of its names may lead there (rebinding)"
+    return "a new look-up of an allowed name would give one"
 
 
 def _opens(ports: Sequence[Sequence[int]], target: Target) -> bool:
@@ -97,17 +109,42 @@ def _listed(names: Sequence[str]) -> str:
 # ------------------------------------------------------------------------------------------- what would allow it
 
 
-def _allow(judge: Judge, target: Target, decision: Decision, namespace: str) -> shapes.AllowLine | None:
+def _allow(
+    judge: Judge, target: Target, decision: Decision, barred: Sequence[Barred], namespace: str
+) -> shapes.AllowLine | None:
     """What to write so that it is allowed; None where it is."""
     if decision.verdict is Verdict.ALLOWED or not judge.subject.policies:
         return None
+    if decision.reason is Reason.REBINDING:
+        return _allow_private(judge, target, decision, barred, namespace)
     if decision.reason is not Reason.NO_RULE:
         note = f'deny wins over every allow rule: change rule "{decision.rule}" of {decision.policy} itself'
         return shapes.AllowLine(decision.policy, "", note if decision.policy else str(decision.reason))
     policy = _editable(judge.subject.policies, decision.verdict, namespace)
+    asked = ports_text(point(target.protocol, target.port)) if target.asked else ""
+    return shapes.AllowLine(policy.name, _yaml(target, asked), f"add it under `allow:` in {_place(policy)}")
+
+
+def _allow_private(
+    judge: Judge, target: Target, decision: Decision, barred: Sequence[Barred], namespace: str
+) -> shapes.AllowLine:
+    """What helps where the answer led where outside names may not lead: `allowPrivate`, but not everywhere."""
+    kinds = [(one.address, *special(one.address, judge.facts.cidrs)) for one in barred if one.reason is decision.reason]
+    if all(kind is Kind.NEVER for _, kind, _ in kinds):
+        address, _, word = kinds[0]
+        note = f"no rule can allow it: {address_text(address)} is {word}, and no name may ever lead there"
+        return shapes.AllowLine(decision.policy, "", f"{note}; look at who answers for {target.name}")
+    policy = _editable(judge.subject.policies, decision.verdict, namespace)
+    opened = ports_text(point(target.protocol, target.port) if target.asked else decision.ports)
+    note = (
+        f"add it under `allow:` in {_place(policy)}, if whoever answers for {target.name} may choose private addresses"
+    )
+    return shapes.AllowLine(policy.name, _yaml(target, "" if opened.startswith("any") else opened, private=True), note)
+
+
+def _place(policy: Policy) -> str:
     _, configmap, *key = policy.name.split("/")
-    where = f"ConfigMap {configmap} in namespace {policy.namespace}{f', key {key[0]}' if key else ''}"
-    return shapes.AllowLine(policy.name, _yaml(target), f"add it under `allow:` in {where}")
+    return f"ConfigMap {configmap} in namespace {policy.namespace}{f', key {key[0]}' if key else ''}"
 
 
 def _editable(policies: Sequence[Policy], verdict: Verdict, namespace: str) -> Policy:
@@ -116,10 +153,10 @@ def _editable(policies: Sequence[Policy], verdict: Verdict, namespace: str) -> P
     return min(policies, key=lambda one: ((one.mode is Mode.AUDIT) != audited, one.namespace != namespace, one.name))
 
 
-def _yaml(target: Target) -> str:
+def _yaml(target: Target, opened: str, *, private: bool = False) -> str:
+    """A rule for the target on the ports `opened`, as `ports_text` spells them; empty: on all."""
     peer = target.name if target.name is not None else address_text(target.address)
     quoted = json.dumps(peer) if ":" in peer or peer.replace(".", "").isdigit() else peer
-    if not target.asked:
-        return f"- {{to: [{quoted}]}}"
-    ports = ports_text(point(target.protocol, target.port)).replace("ICMPv6", "ICMP")  # which means both in a policy
-    return f"- {{to: [{quoted}], ports: [{json.dumps(ports) if ports.startswith('*') else ports}]}}"
+    each = opened.replace("ICMPv6", "ICMP").split(", ")  # which means both in a policy
+    ports = ", ".join(json.dumps(one) if one.startswith("*") else one for one in each)
+    return f"- {{to: [{quoted}]{f', ports: [{ports}]' if opened else ''}{', allowPrivate: true' if private else ''}}}"

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from egressd.admin.feed import Feed
+from egressd.history import Keeper
 from egressd.link import PodEntry, Stats
 from egressd.model import Policy
 from egressd.schema import Problem
 from egressd.settings import Settings
 
-__all__ = ["REASONS", "AwayError", "Condition", "Facts", "alive", "unready"]
+__all__ = ["REASONS", "AwayError", "Condition", "Exports", "Facts", "alive", "unready"]
 
 FRESH_S: Final = 5.0
 """Seconds without a word of the data path, which speaks each second, after which it counts as away."""
@@ -43,6 +44,16 @@ class Condition(Protocol):
     def message(self) -> str: ...
     @property
     def since(self) -> float: ...
+
+
+class Exports(Protocol):
+    """What became of the records that were to be exported."""
+
+    sent: int
+    failures: int
+    """Requests that were not taken."""
+    dropped: dict[str, int]
+    """Records, by why."""
 
 
 class Facts(Protocol):
@@ -83,9 +94,17 @@ class Facts(Protocol):
 
     @property
     def pods(self) -> Iterable[PodEntry]: ...
+    def labels(self, namespace: str, name: str) -> Mapping[str, str]:
+        """Labels of a pod."""
+
     @property
     def records(self) -> tuple[int, int]:
         """Audit records written, and lost on the way to the disk."""
+
+    @property
+    def exports(self) -> Exports: ...
+    @property
+    def history(self) -> Keeper: ...
 
     async def ask(self, what: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Ask the data path. Raises `AwayError`."""

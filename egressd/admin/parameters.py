@@ -41,6 +41,8 @@ MAX_TEXT: Final = 512
 """Characters of any value: a name has 253, a pod 317."""
 _POD: Final = re.compile(r"[a-z0-9.-]{1,253}/[a-z0-9.-]{1,253}\Z")
 _NAMESPACE: Final = re.compile(r"[a-z0-9-]{1,63}\Z")
+LATEST: Final = 253_402_300_799.0
+"""The last second that RFC 3339 can spell."""
 _AGO: Final = re.compile(r"([0-9]{1,9})([smhd])\Z")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -167,7 +169,7 @@ def destination() -> Parameter:
     return Parameter("to", help_, parse_target, schema, required=True, examples=examples)
 
 
-def since() -> Parameter:
+def since(name: str = "since", help_: str = "how far back") -> Parameter:
     """A moment: seconds since the epoch, from RFC 3339 or from how long ago it was."""
 
     def read_since(text: str) -> float:
@@ -178,10 +180,10 @@ def since() -> Parameter:
             moment = datetime.fromisoformat(text)
         except ValueError:
             raise ValueError(f"{shown(text)} is no time; write 90s, 15m, 2h, 7d or 2026-11-22T13:00:00Z") from None
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        return min(max((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp(), 0.0), LATEST)
 
-    help_ = "how far back: 90s, 15m, 2h, 7d, or a time as 2026-11-22T13:00:00Z"
-    return Parameter("since", help_, read_since, {"type": "string", "maxLength": 64}, examples={"ago": "15m"})
+    help_ = f"{help_}: 90s, 15m, 2h, 7d, or a time as 2026-11-22T13:00:00Z"
+    return Parameter(name, help_, read_since, {"type": "string", "maxLength": 64}, examples={"ago": "15m"})
 
 
 def verdict() -> Parameter:

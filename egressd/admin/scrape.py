@@ -5,7 +5,7 @@ from __future__ import annotations
 from egressd import __version__
 from egressd.admin.facts import REASONS, Facts, unready
 from egressd.link import Stats
-from egressd.telemetry import ControlFacts, ProcessUse, own_use
+from egressd.telemetry import ControlFacts, HistoryFacts, ProcessUse, own_use
 
 __all__ = ["scrape"]
 
@@ -31,7 +31,16 @@ def scrape(facts: Facts, now: float) -> ControlFacts:
         },
         requests=facts.requests,
         followers=len(facts.feed),
+        exported=facts.exports.sent,
+        export_dropped=facts.exports.dropped,
+        export_failures=facts.exports.failures,
+        history=_history(facts),
     )
+
+
+def _history(facts: Facts) -> HistoryFacts:
+    counts = facts.history.counts
+    return HistoryFacts(counts.rows, counts.octets, counts.taken, counts.folded, counts.dropped, counts.failures)
 
 
 def _processes(stats: Stats | None) -> dict[str, ProcessUse]:

@@ -21,6 +21,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from egressd.admin import page
 from egressd.admin.endpoints import ENDPOINTS, Endpoint
 from egressd.admin.facts import Facts
 from egressd.admin.parameters import read
@@ -141,6 +142,8 @@ def _runner(facts: Facts, names: set[str] | None) -> web.AppRunner:
     app = web.Application(middlewares=[_refusals(facts), _addressed(names)])
     for endpoint in ENDPOINTS:
         app.router.add_get(endpoint.path, _bound(endpoint, facts), name=endpoint.name)
+    for path in page.parts().keys() - {endpoint.path for endpoint in ENDPOINTS}:
+        app.router.add_get(path, page.serve)
     return web.AppRunner(
         app,
         access_log=None,

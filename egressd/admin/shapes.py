@@ -8,12 +8,17 @@ __all__ = [
     "AllowLine",
     "Cache",
     "Condition",
+    "Edge",
     "Explained",
     "Fault",
     "Grant",
     "Grants",
     "GrantsStatus",
     "Health",
+    "History",
+    "Inside",
+    "Map",
+    "Observation",
     "Pod",
     "Pods",
     "Policies",
@@ -24,8 +29,10 @@ __all__ = [
     "Rule",
     "Sharer",
     "Source",
+    "Stale",
     "Status",
     "Unready",
+    "Unused",
     "Upstream",
     "Verdicts",
 ]
@@ -55,6 +62,15 @@ class Source(Struct):
     """Why what is known may be old."""
     facts: list[str]
     """What the source told of the cluster, one sentence each."""
+
+
+class Inside(Struct):
+    """What is inside the cluster, as stated and as found."""
+
+    cidrs: list[str]
+    domains: list[str]
+    in_cluster: str
+    """Allow or Enforce."""
 
 
 class PoliciesStatus(Struct):
@@ -91,6 +107,8 @@ class Upstream(Struct):
     healthy: bool
     failures: int
     """In a row, since its last answer."""
+    rtt_us: int
+    """Smoothed time to its answers, in microseconds; 0 before the first."""
 
 
 class Records(Struct):
@@ -109,6 +127,7 @@ class Status(Struct):
     ready: bool
     reasons: list[Unready]
     source: Source
+    inside: Inside
     pods: int
     pods_selected: int
     subjects: int
@@ -129,6 +148,7 @@ class Pod(Struct):
     service_account: str
     workload: str
     """KIND/NAME of the owner, or empty."""
+    labels: dict[str, str]
     addresses: list[str]
     policies: list[str]
     """Those that select it."""
@@ -175,6 +195,10 @@ class Rule(Struct):
     allow_private: bool
     line: int
     """Line in the policy's text, from 1; 0 where it is not known."""
+    uses: int = 0
+    """Queries and flows that it decided, as far as history knows."""
+    last_used: str = ""
+    """RFC 3339, UTC; empty where history knows of none."""
 
 
 class Policy(Struct):
@@ -235,3 +259,95 @@ class Explained(Struct):
     grants: list[Grant]
     shared: list[Sharer]
     allow: AllowLine | None
+
+
+# ---------------------------------------------------------------------------------------------------- history
+
+
+class Observation(Struct):
+    """All that was alike of one workload on one day, UTC. Times are RFC 3339, UTC."""
+
+    day: str
+    namespace: str
+    workload: str
+    """KIND/NAME."""
+    service_account: str
+    event: str
+    """dns or flow."""
+    name: str
+    """The name; of a flow to an address without one, the address; *.DOMAIN, * or a block where it is `folded`."""
+    folded: bool
+    """Whether it stands for many names, too many to be kept one by one."""
+    port: int
+    """-1 where there is none, 0 for many."""
+    protocol: str
+    verdict: str
+    reason: str
+    policy: str
+    rule: str
+    search: bool
+    """Noise of a search list."""
+    answer: str
+    """absent: there was no such name; private: it led to an address that is not ordinary."""
+    first_seen: str
+    last_seen: str
+    count: int
+    """Queries, or flow records."""
+    packets: int
+
+
+class History(Struct):
+    observations: list[Observation]
+    """The newest day first."""
+    truncated: bool
+
+
+class Edge(Struct):
+    """What a workload did with a name, under one decision. Without flows it was only asked for."""
+
+    namespace: str
+    workload: str
+    name: str
+    folded: bool
+    verdict: str
+    reason: str
+    policy: str
+    rule: str
+    queries: int
+    flows: int
+    packets: int
+    ports: list[str]
+    """Of its flows, as in 443/TCP."""
+    search: bool
+    """A step of a search list: it can be no name of the cluster, or is none and begins with another name asked for."""
+    first_seen: str
+    last_seen: str
+
+
+class Map(Struct):
+    since: str
+    """Days are sums: those that reach into the time since then are counted whole."""
+    truncated: bool
+    edges: list[Edge]
+
+
+class Unused(Struct):
+    """A peer, a rule (no `pattern`) or a policy (no `rule` either)."""
+
+    policy: str
+    rule: str
+    pattern: str
+    state: str
+    """unused; shadowed: seen, but something else decided; unobserved: nobody can tell."""
+    last_used: str
+    note: str
+
+
+class Stale(Struct):
+    """What nothing has used on this node; other nodes have histories of their own."""
+
+    node: str
+    since: str
+    observed_since: str
+    """From here on nothing is missing; later than `since` where history is shorter."""
+    unused: list[Unused]

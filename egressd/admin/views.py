@@ -10,6 +10,7 @@ from typing import Any
 from egressd import __version__, model
 from egressd.admin import shapes
 from egressd.admin.facts import Condition, Facts, unready
+from egressd.history import Use
 from egressd.link import Stats, Tally
 from egressd.model import PortSpan, Verdict, address_text
 from egressd.policy import block_text, ports_text
@@ -43,13 +44,14 @@ def status(facts: Facts, now: float) -> shapes.Status:
         ready=not reasons,
         reasons=[shapes.Unready(reason, detail) for reason, detail in reasons.items()],
         source=shapes.Source(settings.source.kind, not facts.ailments, list(facts.ailments), list(facts.found)),
+        inside=shapes.Inside(
+            [block_text(block) for block in settings.cluster_cidrs], [*settings.cluster_domains], settings.in_cluster
+        ),
         pods=int(gauges["roster.pods"]),
         pods_selected=int(gauges["roster.selected"]),
         subjects=int(gauges["roster.subjects"]),
         policies=shapes.PoliciesStatus(len(facts.policies), len(facts.refused)),
-        grants=shapes.GrantsStatus(
-            int(gauges["ledger.grants"]), settings.grants.total, counters["exchange.grants_evicted"]
-        ),
+        grants=shapes.GrantsStatus(int(gauges["ledger.grants"]), settings.grants.total, counters["ledger.evicted"]),
         queries=_verdicts(stats.queries),
         flows=_verdicts(stats.flows),
         cache=shapes.Cache(
@@ -58,7 +60,9 @@ def status(facts: Facts, now: float) -> shapes.Status:
             counters["exchange.cache_hits"],
             counters["exchange.cache_misses"],
         ),
-        upstreams=[shapes.Upstream(each.upstream, each.healthy, each.failures) for each in stats.upstreams],
+        upstreams=[
+            shapes.Upstream(each.upstream, each.healthy, each.failures, each.rtt_us) for each in stats.upstreams
+        ],
         audit=shapes.Records(written, lost + counters["audit.dropped"], int(gauges["audit.queued"])),
         control_restarts=counters["control.restarts"],
     )
@@ -80,10 +84,11 @@ def _verdicts(tallies: Iterable[Tally]) -> shapes.Verdicts:
 # ------------------------------------------------------------------------------------------- pods and policies
 
 
-def pod(raw: Mapping[str, Any]) -> shapes.Pod:
-    """A pod as the data path says it."""
+def pod(raw: Mapping[str, Any], labels: Mapping[str, str]) -> shapes.Pod:
+    """A pod as the data path says it, with its labels, which the data path does not know."""
     return shapes.Pod(
         **{field: raw[field] for field in ("namespace", "name", "uid", "service_account", "workload", "policies")},
+        labels=dict(labels),
         addresses=[address_text(address) for address in raw["addresses"]],
         **{field: raw[field] for field in ("enforced", "exempt", "in_flight")},
     )
@@ -106,8 +111,9 @@ def policy(
     conditions: Iterable[Condition],
     problems: Iterable[Problem],
     pods: int,
+    uses: Mapping[tuple[str, str], Use],
 ) -> shapes.Policy:
-    """A policy with its conditions, what is wrong with its latest text, and the rules in force."""
+    """A policy with its conditions, what is wrong with its latest text, and the rules in force with their use."""
     return shapes.Policy(
         name,
         str(found.mode) if found else "",
@@ -116,13 +122,14 @@ def policy(
         pods,
         [shapes.Condition(c.type, c.status, c.reason, c.message, moment(c.since)) for c in conditions],
         [shapes.Fault(*problem) for problem in problems],
-        [_rule(rule) for rule in (*found.deny, *found.allow)] if found else [],
+        [_rule(rule, uses.get((name, rule.name))) for rule in (*found.deny, *found.allow)] if found else [],
     )
 
 
-def _rule(rule: model.Rule) -> shapes.Rule:
+def _rule(rule: model.Rule, use: Use | None) -> shapes.Rule:
     peers = [*map(str, rule.patterns), *map(block_text, rule.blocks)]
-    return shapes.Rule(rule.name, str(rule.action), peers, ports_text(rule.ports), rule.allow_private, rule.line)
+    used = (use.number, moment(use.last_seen)) if use else (0, "")
+    return shapes.Rule(rule.name, str(rule.action), peers, ports_text(rule.ports), rule.allow_private, rule.line, *used)
 
 
 # ------------------------------------------------------------------------------------------------------ grants

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from egressd import link
 from egressd.agent.child import Beginning, spawn
+from egressd.agent.descriptors import raise_limit
 from egressd.errors import EgressError, LinkError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> int:
     if os.geteuid() != 0:
         print("egressd: error: run needs root: it programs nftables; use sudo", file=sys.stderr)
         return EXIT_ENVIRONMENT
+    raise_limit()
     process, sock = spawn(arguments)
     import_module("egressd.agent.daemon")  # 0.3 s, while the control side takes longer to its first word
     try:

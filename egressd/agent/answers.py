@@ -18,28 +18,36 @@ if TYPE_CHECKING:
     from egressd.exchange import LastKnown, Party
     from egressd.grants import GrantView, Ledger
     from egressd.model import Ports
+    from egressd.wire import Answer as Answered
 
 __all__ = ["GRANTS_PAGE", "PODS_PAGE", "Answers"]
 
 PODS_PAGE: Final = 250
 GRANTS_PAGE: Final = 500
-"""Grants of one answer, about: names are not cut in two, and one name has 1,024 at most."""
+"""Grants of one answer, about: names are not cut in two, and one name has 2,048 at most."""
 SHARED_ADDRESSES: Final = 8
 """Addresses of which an explanation says who else knows them."""
 SHARERS: Final = 50
 """Other pods that it names."""
 
+LEARNED: Final = 256
+"""Addresses of a name that it tells where no answer is kept."""
+
 Body = dict[str, Any]
+LastAnswers = Callable[["Name"], list[tuple["Answered", int]]]
 
 
 class Answers:
-    """Answers from what the data path holds anyway. `clock` gives monotonic seconds."""
+    """Answers from what the data path holds anyway. `clock` gives monotonic seconds, `last` the answers still kept."""
 
-    def __init__(self, roster: Roster, ledger: Ledger, known: LastKnown, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, roster: Roster, ledger: Ledger, known: LastKnown, clock: Callable[[], float], last: LastAnswers
+    ) -> None:
         self._roster = roster
         self._ledger = ledger
         self._known = known
         self._clock = clock
+        self._last = last
         self._kinds: dict[str, Callable[[Mapping[str, Any]], Body]] = {
             "pods": self._pods,
             "grants": self._grants,
@@ -121,7 +129,7 @@ class Answers:
         if "to" in arguments:
             name = Name(arguments["to"])
             views = self._ledger.views(party.subject, name, self._clock())
-            return self._told(party, own, arguments, views, [name])
+            return self._told(party, own, arguments, views, [name]) | {"answers": self._answers(name, own, views)}
         address = bytes(arguments["address"])
         names = self._names(party, own, address)
         views = self._of_address(party.subject, names, address)
@@ -142,6 +150,19 @@ class Answers:
             "grants": [_grant(view) for view in views[:GRANTS_PAGE]],
             "shared": list(islice(self._sharers(party, names, wanted), SHARERS)),
         }
+
+    def _answers(self, name: Name, own: list[bytes], views: list[GrantView]) -> list[Body]:
+        """What the name led to last: addresses, names on the way, age in seconds. Where no answer is kept (its TTL was
+        0) what this pod learned by it, and what is granted: an age of -1."""
+        kept = [(answer.addresses, answer.cnames, age) for answer, age in self._last(name)]
+        if not any(addresses for addresses, _, _ in kept):
+            learned = dict.fromkeys([*self._known.addresses_for(own, name), *(view.address for view in views)])
+            kept.append((tuple(islice(learned, LEARNED)), (), -1))
+        return [
+            {"addresses": list(addresses), "cnames": list(cnames), "age_s": age}
+            for addresses, cnames, age in kept
+            if addresses
+        ]
 
     def _names(self, party: Party, own: Iterable[bytes], address: bytes) -> list[Name]:
         """Names by which the pod, or one that shares its grants, knows the address; its own first."""

@@ -40,11 +40,15 @@ class Beginning(NamedTuple):
 
 
 def spawn(arguments: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a control side; returns it and our end of the link."""
+    """Start a control side; returns it and our end of the link. Raises `OSError` (no descriptor, no memory)."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         command = [sys.executable, "-m", "egressd.control", "--fd", str(theirs.fileno()), *arguments]
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)  # noqa: S603 - ourselves
+        try:
+            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)  # noqa: S603 - ourselves
+        except OSError:
+            ours.close()
+            raise
     return process, ours
 
 
@@ -136,11 +140,18 @@ class Child(asyncio.Protocol):
 
     async def _start_again(self) -> None:
         self._reap()
-        delay = BACKOFF_S[min(self.restarts, len(BACKOFF_S) - 1)]
-        self.restarts += 1
-        await asyncio.sleep(delay)
-        if not self._closing:
-            await self.adopt(Beginning(*spawn(self._arguments), link.Frames(link.Down), []))
+        beginning = None
+        while beginning is None:
+            delay = BACKOFF_S[min(self.restarts, len(BACKOFF_S) - 1)]
+            self.restarts += 1
+            await asyncio.sleep(delay)
+            if self._closing:
+                return
+            try:
+                beginning = Beginning(*spawn(self._arguments), link.Frames(link.Down), [])
+            except OSError as error:
+                log.error("the control side cannot be started: %s; trying again", error)
+        await self.adopt(beginning)
 
     # -------------------------------------------------------------------------------------- speaking
 

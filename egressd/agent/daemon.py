@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final
@@ -20,20 +19,21 @@ from typing import TYPE_CHECKING, Final
 from egressd import link, wire
 from egressd.agent.answers import Answers
 from egressd.agent.child import AuditQueue, Beginning, Child
-from egressd.agent.denials import Denials
+from egressd.agent.descriptors import Descriptors
 from egressd.agent.enforcement import Enforcement
+from egressd.agent.flows import Flows
 from egressd.agent.preflight import check
+from egressd.agent.reports import Reports
 from egressd.agent.roster import Roster
 from egressd.agent.stats import Counted, stats
 from egressd.agent.succession import Door, Parcel, inherit
 from egressd.agent.watchdog import Watchdog
-from egressd.audit.lines import Renderer
+from egressd.audit.lines import Form, Renderer
 from egressd.errors import EgressError, EnvironmentProblem
 from egressd.exchange import Exchange, LastKnown, Parts
 from egressd.grants import Ledger
-from egressd.kernel.nflog import NflogReader
 from egressd.listen import Endpoint, Listener
-from egressd.model import DnsRecord, FlowRecord, Reason, Verdict
+from egressd.model import DnsRecord, FlowRecord
 from egressd.names import Name
 from egressd.policy import ClusterFacts
 from egressd.upstream import Upstreams
@@ -48,7 +48,9 @@ log = logging.getLogger("egressd.agent")
 HEARTBEAT_S: Final = 1.0
 TICK_S: Final = 0.1
 FLUSH_S: Final = 0.1
-EXPIRE_S: Final = 1.0
+EXPIRE_MOST: Final = 2_000
+"""Grants forgotten in one tick, about 5 µs each: after a flood all end together, and nobody shall wait for that."""
+MINUTE_LOOK_S: Final = 1.0
 STATS_S: Final = 1.0
 DRAIN_S: Final = 1.0
 """How long queries in flight may hold up a hand-over; the rest are answered SERVFAIL, and asked again."""
@@ -71,13 +73,20 @@ class Daemon:
             settings, self.servers, self.roster, self.ledger, self.known, time.monotonic, self._tick
         )
         self.watchdog = Watchdog()
-        self.nflog: NflogReader | None = None
+        self.descriptors = Descriptors()
         self.renderer = Renderer(settings.node)
         self.queue = AuditQueue(settings.audit.queue, self._dropped_line)
         self.child = Child(arguments, self.queue, self._heard, self._child_lost)
-        self.answers = Answers(self.roster, self.ledger, self.known, time.monotonic)
+        self.answers = Answers(
+            self.roster,
+            self.ledger,
+            self.known,
+            time.monotonic,
+            lambda name: self.exchange.store.last(name, time.monotonic()),
+        )
         self.serving = False
-        self._flows: Counter[tuple[Verdict, Reason]] = Counter()
+        flows = Flows(self.roster.parties, self.known, self._opens, time.time)
+        self.reports = Reports(settings, flows, self._put_flow, self.enforcement.put_back)
         self._started = time.time()
         self._mentioned: tuple[set[str], set[bytes]] = (set(), set())
         self._heard_updates = 0
@@ -102,7 +111,7 @@ class Daemon:
             loop.create_task(_every(HEARTBEAT_S, self._beat)),
             loop.create_task(_every(TICK_S, self._tick)),
             loop.create_task(_every(FLUSH_S, self.child.flush)),
-            loop.create_task(_every(EXPIRE_S, self._expire)),
+            loop.create_task(_every(MINUTE_LOOK_S, self._second)),
             loop.create_task(_every(STATS_S, self._tell_stats)),
         ]
         self.watchdog.start()
@@ -122,6 +131,8 @@ class Daemon:
             lambda answers: self.exchange.deliver(answers),
             max_records=settings.budgets.answer_records,
             options=loop_option,
+            gather=True,
+            ca_file=settings.dns.ca_file,
         )
         self.exchange = Exchange(
             settings,
@@ -136,10 +147,11 @@ class Daemon:
                 record=self._record_dns,
                 clock=time.monotonic,
                 wall=time.time,
+                repeat=self._record_again,
+                flush=self._flush,
             ),
         )
         self.listener = Listener(loop, settings, self.servers, self.exchange.receive)
-        self.denials = Denials(self.roster.parties, self.known, self._record_flow, time.time)
 
     async def _close(self, loop: asyncio.AbstractEventLoop) -> None:
         """Stop asking and answering; what is in the kernel stays, and enforces (dns.md, Staying up)."""
@@ -151,10 +163,11 @@ class Daemon:
             self._door.close()
         self.listener.close()
         if self.serving:
-            self._stop_reports(loop)
+            self.reports.close(loop)
         self.serving = False
         self.enforcement.close(loop)
         self.upstreams.close()
+        self.descriptors.close()
         await self.child.close()
 
     # ---------------------------------------------------------------------------- the control side
@@ -235,7 +248,7 @@ class Daemon:
         """Sockets first, as interception begins with the table; none is read before this returns."""
         self.listener.open({Endpoint(*place): sock for place, sock in parcel.sockets.items()})
         restored = self.enforcement.begin(loop)
-        self._read_reports(loop)
+        self.reports.open(loop)
         self.serving = True
         for sock, received in parcel.streams:
             self.listener.adopt(sock, received)
@@ -251,15 +264,6 @@ class Daemon:
             counts["subjects"],
             restored,
         )
-
-    def _read_reports(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.nflog = NflogReader(self.settings.firewall.log_group, self.denials.report)
-        loop.add_reader(self.nflog.fileno(), self.nflog.read_ready)
-
-    def _stop_reports(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self.nflog is not None:
-            loop.remove_reader(self.nflog.fileno())
-            self.nflog.close()
 
     def _fail(self, error: BaseException) -> None:
         """End the process: what it says is the reason."""
@@ -285,8 +289,8 @@ class Daemon:
             await asyncio.sleep(0.002)
         self.enforcement.beat()
         self.serving = False
+        self.reports.close(loop)
         self.enforcement.release(loop)
-        self._stop_reports(loop)
         held = []
         for data, client in self.exchange.let_go():
             if client.transport == "udp":
@@ -304,7 +308,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         try:
             self.enforcement.reclaim(loop)
-            self._read_reports(loop)
+            self.reports.open(loop)
         except EgressError as error:
             self._fail(error)
             return
@@ -324,9 +328,9 @@ class Daemon:
         if not self.serving:
             self.roster.settle(change)
             return
-        self.enforcement.apply(change, now)
+        self.enforcement.apply(change)
         fresh = self.roster.settle(change)
-        self.enforcement.cut(moved, now)
+        self.enforcement.cuts.cut(moved, now)
         self.exchange.learned(fresh)
 
     def _beat(self) -> None:
@@ -336,27 +340,41 @@ class Daemon:
     def _tick(self) -> None:
         self.watchdog.beat()
         self.exchange.tick(time.monotonic())
+        self.reports.tick()
+        self.ledger.expire(time.monotonic(), EXPIRE_MOST)
         try:
-            if self.enforcement.tick(asyncio.get_running_loop(), time.monotonic()):
+            if self.enforcement.tick(time.monotonic()):
                 self._confirm()
         except EnvironmentProblem as error:
             self._fail(error)
 
-    def _expire(self) -> None:
-        self.ledger.expire(time.monotonic())
+    def _second(self) -> None:
         self.exchange.minute(time.monotonic())
 
     # -------------------------------------------------------------------------------------- records
 
-    def _record_dns(self, record: DnsRecord) -> None:
-        self.queue.put(self.renderer.dns_line(record))
+    def _flush(self) -> None:
+        """A batch is done: what it asked and what it answered leaves."""
+        self.upstreams.push()
+        self.listener.flush()
 
-    def _record_flow(self, record: FlowRecord) -> None:
-        self._flows[record.verdict, record.reason] += 1
+    def _record_dns(self, record: DnsRecord) -> Form:
+        form = self.renderer.dns_form(record)
+        self._record_again(form, record.time, record.port, record.latency_us)
+        return form
+
+    def _record_again(self, form: Form, wall: float, port: int, latency_us: int) -> None:
+        self.queue.put(self.renderer.dns_again(form, wall, port, latency_us))
+
+    def _put_flow(self, record: FlowRecord) -> None:
         self.queue.put(self.renderer.flow_line(record))
+
+    def _opens(self, subject: int, address: bytes, protocol: int, port: int) -> bool:
+        return self.ledger.opens(subject, address, protocol, port, time.monotonic())
 
     def _tell_stats(self) -> None:
         """Say how it goes, unless the control side has fallen behind: the next one says it all the same."""
+        self.descriptors.look()
         if self.child.keeps_up:
             parts = Counted(
                 self.exchange,
@@ -364,10 +382,11 @@ class Daemon:
                 self.listener,
                 self.ledger,
                 self.roster,
-                self.nflog,
+                self.reports.nflog,
                 self.queue,
                 self.child,
-                self._flows,
+                self.reports.counts,
+                self.reports.counters,
                 self.enforcement.counters,
             )
             refused = self.enforcement.damage

@@ -7,29 +7,32 @@ cut it refused is tried again, and a grant it refused costs the answer.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from egressd.agent.cuts import Cuts
+from egressd.agent.eviction import Eviction
 from egressd.agent.preflight import takes_services
 from egressd.agent.recovery import restore
 from egressd.agent.roster import Moved
 from egressd.errors import EgressError, EnvironmentProblem, KernelError
 from egressd.kernel import Change, Kernel
 from egressd.kernel.bridge import Binder
-from egressd.kernel.change import REVOKED_MS
-from egressd.kernel.conntrack import Conntrack, Entry
-from egressd.kernel.routes import install_routes
+from egressd.kernel.conntrack import TCP
+from egressd.kernel.routes import Routes, install_routes
 from egressd.kernel.watch import Watch
+from egressd.model import Verdict
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Sequence
 
     from egressd.agent.roster import Roster
     from egressd.exchange import LastKnown
-    from egressd.grants import Element, Ledger
+    from egressd.grants import Admission, Element, Ledger
+    from egressd.kernel.nflog import Report
     from egressd.settings import Settings
 
 __all__ = ["Enforcement"]
@@ -41,9 +44,9 @@ MEND_BURST, MEND_BURST_S = 8, 10.0
 """Repairs follow damage at once; past so many in so many seconds they come at this distance, so that somebody who
 breaks things in a loop does not occupy us."""
 COMPARE_S: Final = 5.0
-REVOKED_S: Final = REVOKED_MS / 1000
-COUNTERS: Final = ("change", "heartbeat", "table_mended", "routes_mended", "cut", "failed_cuts")
-"""Changes and heartbeats that the kernel refused, repairs, connections cut, attempts to cut that failed."""
+COUNTERS: Final = ("change", "heartbeat", "table_mended", "routes_mended", "cut", "failed_cuts", "put_back")
+"""Changes and heartbeats that the kernel refused, repairs, connections cut, attempts to cut that failed, connections
+put back that the kernel had forgotten."""
 
 
 class Enforcement:
@@ -65,7 +68,8 @@ class Enforcement:
         """Why the table is not what it should be, until it is written anew; else empty."""
         self.kernel = Kernel(settings, owner=settings.firewall.owner)
         self._binder = Binder(self.kernel.bridge, lambda: self.kernel.pods)
-        self._conntrack = Conntrack()
+        self.cuts = Cuts(self.kernel, roster, self.counters)
+        self._eviction = Eviction(roster, ledger, self._push_out)
         self._settings = settings
         self._servers = servers
         self._roster = roster
@@ -76,11 +80,11 @@ class Enforcement:
         self._watch: Watch | None = None
         self._holding = False
         self._mends: deque[float] = deque(maxlen=MEND_BURST)
+        self._complaint = ""
+        self._routes: Routes | None = None
         self._routes_damaged = False
-        self._routing: asyncio.Future[None] | None = None
+        self._routes_complaint = ""
         self._compared_at = 0.0
-        self._uncut = Moved()
-        self._revoked: dict[tuple[bytes, bytes], float] = {}
         self._services_taken = False
 
     # ------------------------------------------------------------------------------------- begin and end
@@ -92,8 +96,9 @@ class Enforcement:
         """
         now = self._compared_at = self._clock()
         restored = restore(self.kernel, self._roster, self._ledger, self._known, now)
-        self._revoked = dict.fromkeys(restored.revoked, now + REVOKED_S)
+        self.cuts.take_over(restored.revoked, restored.lapsed, now)
         install_routes(self._settings, self._servers)
+        self._routes = Routes(self._settings, self._servers)
         self._write()
         self._listen(loop)
         return restored.grants
@@ -104,6 +109,7 @@ class Enforcement:
             self._holding = False
             self._stop_watching(loop)
             self._binder.close()
+            self._eviction.forget()
             self.kernel.close()
 
     def reclaim(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -115,7 +121,10 @@ class Enforcement:
     def close(self, loop: asyncio.AbstractEventLoop) -> None:
         self.release(loop)
         self.kernel.close()
-        self._conntrack.close()
+        self.cuts.close()
+        self._eviction.close()
+        if self._routes is not None:
+            self._routes.close()
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         firewall = self._settings.firewall
@@ -135,18 +144,16 @@ class Enforcement:
 
     # --------------------------------------------------------------------------------------------- change
 
-    def apply(self, change: Change, now: float) -> None:
+    def apply(self, change: Change) -> None:
         """Make a change; one that the kernel refuses is written with all the rest at the next repair."""
         try:
             self.kernel.apply(change)
-        except KernelError as error:
+        except EgressError as error:
             self.counters["change"] += 1
             log.error("the kernel refused a change: %s; the whole state is written anew", error)
             self._ledger.doubt(change.grants)
             self.damage = self.damage or "a change was refused"
         self._binder.follow()
-        for pair in change.revoked:
-            self._revoked[pair] = now + REVOKED_S
 
     def program(self, elements: Sequence[Element]) -> None:
         """Write grants; raises `KernelError`, and then the answer they are for is not given."""
@@ -161,8 +168,16 @@ class Enforcement:
         """Take grants out that a bound pushed out of the ledger."""
         try:
             self.kernel.apply(Change(gone_grants=list(elements)))
-        except KernelError as error:
+        except EgressError as error:
             log.warning("the kernel kept %d elements that a bound pushed out: %s", len(elements), error)
+
+    def _push_out(self, admission: Admission) -> None:
+        """Take grants out as a bound asks, with what others that hold the same addresses have left."""
+        try:
+            self.kernel.apply(Change(grants=admission.writes, gone_grants=admission.gone))
+        except EgressError as error:
+            self._ledger.doubt(admission.writes)
+            log.warning("the kernel kept %d elements that a bound pushed out: %s", len(admission.gone), error)
 
     def beat(self) -> None:
         """Renew the heartbeat."""
@@ -175,7 +190,7 @@ class Enforcement:
 
     # ------------------------------------------------------------------------------------- others' hands
 
-    def tick(self, loop: asyncio.AbstractEventLoop, now: float) -> bool:
+    def tick(self, now: float) -> bool:
         """What is due: repairs, cuts, the comparison. Returns whether the table was mended.
 
         Raises `EnvironmentProblem` if another egressd has the table.
@@ -184,10 +199,11 @@ class Enforcement:
             return False
         if now - self._compared_at >= COMPARE_S:
             self._compared_at = now
-            self._compare(loop)
+            self._compare()
         mended = self._mend(now)
-        self._mend_routes(loop)
-        self._settle_cuts(now)
+        self._mend_routes()
+        self.cuts.tick(now)
+        self._eviction.tick(now)
         return mended
 
     def _table_touched(self) -> None:
@@ -201,15 +217,16 @@ class Enforcement:
 
     def _routes_touched(self) -> None:
         self._routes_damaged = True
+        self._wake()
 
-    def _compare(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _compare(self) -> None:
         """The second look, for what the watch did not hear of."""
         try:
             if not self.kernel.untouched():
                 self.damage = self.damage or self.kernel.difference()
         except EgressError as error:
             self.damage = self.damage or str(error)
-        self._routing = self._routing or self._install_routes(loop)
+        self._put_routes_back()
         taken = takes_services()
         if taken and not self._services_taken:
             log.error("kube-proxy switched to IPVS mode: packets to Services are no longer judged; %s", taken.remedy)
@@ -222,85 +239,77 @@ class Enforcement:
         self._mends.append(now)
         why, self.damage = self.damage, ""
         try:
-            if self.kernel.usurped():
-                raise EnvironmentProblem(
-                    f"another egressd wrote the table inet {self._settings.firewall.table}: this one ends",
-                    "run one egressd for a table",
-                )
-            self._write()
-        except KernelError as error:
-            log.error("the table could not be mended (%s): %s; trying again", why, error)
-            self.damage = why
+            usurped = self.kernel.usurped()
+            if not usurped:
+                self._write()
+        except EgressError as error:  # missing rights too: whoever took them may give them back
+            if str(error) != self._complaint:
+                log.error("the table could not be mended (%s): %s; trying again", why, error)
+            self._complaint, self.damage = str(error), why
             return False
+        if usurped:
+            raise EnvironmentProblem(
+                f"another egressd wrote the table inet {self._settings.firewall.table}: this one ends",
+                "run one egressd for a table",
+            )
+        self._complaint = ""
         self.counters["table_mended"] += 1
         log.warning("the table inet %s was written anew: %s", self._settings.firewall.table, why)
-        self.cut(Moved(cut=set(self._roster.addresses())), now)
+        self.cuts.cut(Moved(cut=set(self._roster.addresses())), now)
         return True
 
     def _write(self) -> None:
         now = self._clock()
         change = self._roster.whole(now)
-        self._revoked = {
-            pair: until for pair, until in self._revoked.items() if until > now and pair[0] in self._roster.parties
-        }
-        change.revoked = sorted(self._revoked)
+        change.revoked = self.cuts.shut(now)
         if self._watch is not None:
             self._watch.ignore(self.kernel.port)
         self.kernel.install(change, beating=True)
         self._binder.follow()
 
-    def _mend_routes(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread: a rule takes milliseconds through the library that knows routes."""
-        if not self._routes_damaged or self._routing is not None:
+    def _mend_routes(self) -> None:
+        """At once, as queries are lost for as long as a rule or route is missing; when refused, with the next tick."""
+        if not self._routes_damaged:
             return
         self._routes_damaged = False
-        self.counters["routes_mended"] += 1
-        log.warning("another program took away a routing rule or route of ours: putting them back")
-        self._routing = self._install_routes(loop)
+        if self._put_routes_back():
+            self.counters["routes_mended"] += 1
+            log.warning("another program took away a routing rule or route of ours: putting them back")
 
-    def _install_routes(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-        done = loop.run_in_executor(None, install_routes, self._settings, self._servers)
-        done.add_done_callback(self._routed)
-        return done
+    def _put_routes_back(self) -> bool:
+        if self._routes is None:
+            return False
+        complaint = ""
+        try:
+            self._routes.put_back()
+        except EgressError as error:
+            complaint = str(error)
+            self._routes_damaged = True
+        if complaint and complaint != self._routes_complaint:
+            log.error("routes for intercepted queries: %s; trying again", complaint)
+        self._routes_complaint = complaint
+        return not complaint
 
-    def _routed(self, done: asyncio.Future[None]) -> None:
-        self._routing = None
-        if not done.cancelled() and (error := done.exception()) is not None:
-            log.error("routes for intercepted queries: %s", error)
+    def put_back(self, report: Report, now: float) -> None:
+        """A packet of a TCP connection that the kernel does not know came for a pod (chain `forgotten`).
 
-    # ------------------------------------------------------------------------------------------- cutting
-
-    def cut(self, moved: Moved, now: float) -> None:
-        """End live connections that lost their sanction, within this call or, if the kernel refuses, the next ticks."""
-        self._uncut.cut |= moved.cut
-        self._uncut.gone |= moved.gone
-        self._settle_cuts(now)
-
-    def _settle_cuts(self, now: float) -> None:
-        moved = self._uncut
-        if not (moved.cut or moved.gone):
+        If the pod may open that connection now, its entry is put back as it was, from the pod's side; what the other
+        end repeats then finds it. What was cut may not be opened, and stays shut.
+        """
+        pod, peer = report.destination, report.source
+        if min(report.port, report.source_port) < 0 or not self._may_open(pod, peer, report.source_port, now):
             return
         try:
-            self._cut(moved, now)
+            self.counters["put_back"] += self.cuts.conntrack.restore(pod, report.port, peer, report.source_port)
         except KernelError as error:
-            self.counters["failed_cuts"] += 1
-            log.error("connections that lost their sanction could not all be cut: %s; trying again", error)
-        else:
-            self._uncut = Moved()
+            log.warning("a forgotten connection was not put back: %s", error)
 
-    def _cut(self, moved: Moved, now: float) -> None:
-        """Read the entries, shut both directions, delete the entries: in this order nothing comes back in between."""
-        unsanctioned: list[Entry] = []
-        for address in moved.gone | moved.cut:
-            if address in moved.gone or not self._roster.drains(address):
-                unsanctioned += [
-                    entry
-                    for entry in self._conntrack.entries(address)
-                    if not self._roster.sanctions(address, entry.destination, entry.protocol, entry.port, now)
-                ]
-        if not unsanctioned:
-            return
-        pairs = {(entry.source, entry.destination) for entry in unsanctioned if entry.source in self._roster.parties}
-        self.kernel.apply(Change(revoked=sorted(pairs)))
-        self._revoked |= dict.fromkeys(pairs, now + REVOKED_S)
-        self.counters["cut"] += self._conntrack.delete(unsanctioned)
+    def _may_open(self, pod: bytes, peer: bytes, port: int, now: float) -> bool:
+        """Whether the kernel would let a new connection pass: a grant that is alive, or a rule about addresses."""
+        party = self._roster.parties.get(pod)
+        if party is None or self.cuts.keeps_shut(pod, peer, now):
+            return False
+        judge = party.judge
+        if judge is None or not judge.enforced or self._ledger.opens(party.subject, peer, TCP, port, now):
+            return True
+        return judge.judge_destination((), peer, TCP, port).verdict is Verdict.ALLOWED

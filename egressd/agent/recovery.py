@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from egressd.agent.roster import permit
 from egressd.errors import KernelError
 from egressd.kernel.comments import COMMENT_MAX
+from egressd.kernel.state import AllowedRange
 from egressd.names import MAX_LABEL, ROOT, Name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from egressd.agent.roster import Roster, SubjectState
     from egressd.exchange import LastKnown
     from egressd.grants import Ledger
-    from egressd.kernel import Kernel, LiveGrant
+    from egressd.kernel import Kernel, LiveGrant, Snapshot
 
 __all__ = ["Restored", "restore", "stored_name"]
 
@@ -35,6 +38,8 @@ class Restored(NamedTuple):
 
     grants: int
     revoked: tuple[tuple[bytes, bytes], ...]
+    lapsed: dict[bytes, tuple[AllowedRange, ...]]
+    """What each pod could reach when the table was last written, by addresses and by grants that are not taken over."""
 
 
 def restore(kernel: Kernel, roster: Roster, ledger: Ledger, known: LastKnown, now: float) -> Restored:
@@ -49,19 +54,36 @@ def restore(kernel: Kernel, roster: Roster, ledger: Ledger, known: LastKnown, no
     except KernelError as error:
         if error.errno != errno.ENOENT:
             log.warning("nothing is taken over from an earlier run: %s", error)
-        return Restored(0, ())
+        return Restored(0, (), {})
+    roster.renumber(snapshot.subjects.keys())
     keys = {number: tuple(comment.split()) for number, comment in snapshot.subjects.items()}
     restored = noted = 0
+    lapsed = {number: list(ranges) for number, ranges in snapshot.allowed.items()}
     for grant in snapshot.grants:
         state = roster.subjects.get(keys.get(grant.subject, ()))
         name = stored_name(grant.comment)
         if state is None or name is None or not _take(state, grant, name, ledger, now):
+            lapsed[grant.subject].append(AllowedRange(grant.address, grant.address, grant.span))
             continue
         restored += 1
         if noted < NOTED:
             noted += _note(state, name, grant.address, known)
     revoked = tuple(pair for pair in snapshot.revoked if pair[0] in roster.parties)
-    return Restored(restored, revoked)
+    return Restored(restored, revoked, _by_pod(snapshot, roster, lapsed))
+
+
+def _by_pod(
+    snapshot: Snapshot, roster: Roster, lapsed: Mapping[int, Sequence[AllowedRange]]
+) -> dict[bytes, tuple[AllowedRange, ...]]:
+    """Of selected pods that are still the same. Where one went that no policy selected, nothing tells names from
+    addresses: what it has open is left alone."""
+    return {
+        pod.address: tuple(lapsed.get(pod.subject, ()))
+        for pod in snapshot.pods
+        if pod.subject is not None
+        and (party := roster.parties.get(pod.address)) is not None
+        and str(party.identity) == pod.comment
+    }
 
 
 def _take(state: SubjectState, grant: LiveGrant, name: Name, ledger: Ledger, now: float) -> bool:

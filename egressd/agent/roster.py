@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Final
 from egressd.exchange import LastKnown, Party
 from egressd.grants import UNSELECTED_SUBJECT, Admission, Ledger
 from egressd.kernel import Change, PodElement
-from egressd.model import ANY_PORT, OnRevoke, Policy, Ports, Subject, Verdict
+from egressd.model import ANY_PORT, OnRevoke, Policy, Ports, Reason, Subject, Verdict
 from egressd.policy import ClusterFacts, Judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from collections.abc import Set as AbstractSet
 
     from egressd.grants import Permit
     from egressd.link import PodEntry, Update
@@ -72,12 +73,14 @@ class Roster:
         self._known = known
         self._intercept_all = intercept_all
         self._next = FIRST_SUBJECT
+        self._kin: dict[bytes, tuple[bytes, ...]] = {}
 
     # --------------------------------------------------------------------------------------- change
 
     def plan(self, update: Update, now: float) -> tuple[Change, Moved]:
         """Take in an update; returns what the kernel must do and whose connections may have lost their sanction."""
         change, moved = Change(), Moved()
+        self._kin.clear()
         edited = self._take_policies(update)
         for address in update.gone_pods:
             self._remove(address, change, moved)
@@ -202,6 +205,7 @@ class Roster:
 
     def settle(self, change: Change) -> list[bytes]:
         """The kernel has it: let the look-ups follow. Returns addresses that were unknown before."""
+        self._kin.clear()
         fresh = []
         for element in change.pods:
             pod = self._pods.get(element.address)
@@ -213,6 +217,21 @@ class Roster:
             pod.party.subject = state.number if state else UNSELECTED_SUBJECT
             pod.party.judge = state.judge if state else None
         return fresh
+
+    def renumber(self, taken: AbstractSet[int]) -> None:
+        """Give every subject a number that is none of `taken`, which an earlier run gave to its own.
+
+        Instances of both runs are in the table for a moment, and a packet of that moment must not be judged by another
+        pod's policies. Before the first grant, as the ledger goes by these numbers.
+        """
+        count = len(self.subjects)
+        first = max(taken) + 1 if taken and min(taken) < FIRST_SUBJECT + count else FIRST_SUBJECT
+        for number, state in enumerate(self.subjects.values(), first):
+            state.number = number
+        self._next = first + count
+        for pod in self._pods.values():
+            state_of_pod = self.subjects.get(pod.key)
+            pod.party.subject = state_of_pod.number if state_of_pod else UNSELECTED_SUBJECT
 
     def whole(self, now: float) -> Change:
         """Everything there is, for a table that has nothing."""
@@ -242,9 +261,25 @@ class Roster:
             return True
         if self._ledger.opens(party.subject, destination, protocol, port, now):
             return True
-        names = self._known.names_for(pod, destination)
+        names = [name for address in self._siblings(pod) for name in self._known.names_for(address, destination)]
         verdict = judge.judge_destination(names, destination, protocol, port).verdict
         return verdict in (Verdict.ALLOWED, Verdict.WOULD_DENY)
+
+    def denies(self, pod: bytes, destination: bytes, protocol: int, port: int) -> bool:
+        """Whether a deny rule closes this address, by whatever name it was reached."""
+        party = self.parties.get(pod)
+        judge = party.judge if party else None
+        if judge is None or not judge.enforced:
+            return False
+        return judge.judge_address(destination, protocol, port).reason is Reason.DENY_RULE
+
+    def _siblings(self, address: bytes) -> tuple[bytes, ...]:
+        """All addresses of the same pod: it asks over one family for addresses of both."""
+        found = self._kin.get(address)
+        if found is None:
+            party = self.parties.get(address)
+            found = self._kin[address] = tuple(other for other, its in self.parties.items() if its is party)
+        return found
 
     def stale(self, policies: set[str], pods: set[bytes]) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
         """Policies and pods that a control side that has said everything did not mention."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
+from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from egressd import link
@@ -39,6 +39,8 @@ class Counted(NamedTuple):
     queue: AuditQueue
     child: Child
     flows: Mapping[tuple[Verdict, Reason], int]
+    packets: Mapping[str, int]
+    """What flow records do not tell (packets.py)."""
     kernel: Mapping[str, int]
     """What the kernel refused, and what of it was mended (enforcement.py)."""
 
@@ -58,7 +60,8 @@ def stats(parts: Counted, *, serving: bool, refused: str, started: float) -> lin
         counters=_counters(parts),
         gauges=_gauges(parts),
         upstreams=tuple(
-            link.UpstreamHealth(str(health), health.healthy, health.failures) for health in parts.upstreams.healthy
+            link.UpstreamHealth(str(health), health.healthy, health.failures, round(health.rtt_s * 1e6))
+            for health in parts.upstreams.healthy
         ),
     )
 
@@ -68,9 +71,12 @@ def _counters(parts: Counted) -> dict[str, int]:
         "exchange": parts.exchange.counters,
         "upstream": parts.upstreams.counters,
         "listen": parts.listener.counters,
+        "flows": parts.packets,
         "kernel": parts.kernel,
     }
     counters = {f"{group}.{name}": count for group, counts in groups.items() for name, count in counts.items()}
+    counters["ledger.evicted"] = parts.ledger.evicted
+    counters["ledger.kept_live"] = parts.ledger.kept_live
     counters["nflog.lost"] = parts.nflog.lost if parts.nflog is not None else 0
     counters["audit.dropped"] = parts.queue.dropped
     counters["control.restarts"] = parts.child.losses
@@ -99,8 +105,13 @@ def _gauges(parts: Counted) -> dict[str, float]:
 
 def _resident() -> int:
     """Octets of memory of this process (proc(5), statm: the second field is resident pages)."""
-    with Path("/proc/self/statm").open(encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * _PAGE
+    return int(os.pread(_statm(), 256, 0).split()[1]) * _PAGE
+
+
+@cache
+def _statm() -> int:
+    """Kept open: the numbers are wanted most when no descriptor is left."""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _tallies(counts: Mapping[tuple[Verdict, Reason], int]) -> tuple[link.Tally, ...]:

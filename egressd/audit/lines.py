@@ -22,7 +22,7 @@ from egressd.model import (
 )
 from egressd.wire import rcode_text, type_text
 
-__all__ = ["MAX_KEPT", "PROTOCOL_TEXT", "Renderer"]
+__all__ = ["MAX_KEPT", "PROTOCOL_TEXT", "Form", "Renderer"]
 
 MAX_KEPT: Final = 4096
 """Entries of each table of rendered parts: many times the pods of a node (250), at most about 1 MiB in all."""
@@ -31,6 +31,9 @@ PROTOCOL_TEXT: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp
 """IANA protocol numbers as `destination.protocol` spells them; any other is its number in decimal."""
 
 _SEARCH: Final = ',"search":true'
+
+Form = tuple[str, str, str]
+"""What stands between the time and the port, between the port and the latency, and behind it."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -50,8 +53,17 @@ class Renderer:
 
     def dns_line(self, record: DnsRecord) -> bytes:
         """The `dns` record of one query, newline included."""
-        (time, client, pod, name, qtype, transport, server, port, verdict, reason, policy, rule, rcode, addresses,
-         cnames, ttl, cached, granted, latency_us, search, aggregated) = record  # fmt: skip
+        return self.dns_again(self.dns_form(record), record.time, record.port, record.latency_us)
+
+    def dns_again(self, form: Form, time: float, port: int, latency_us: int) -> bytes:
+        """The line of a record of this form."""
+        head, middle, tail = form
+        return f"{self._opening(time)}{head}{port}{middle}{latency_us}{tail}".encode("ascii")
+
+    def dns_form(self, record: DnsRecord) -> Form:
+        """All of a `dns` record but its time, its port and its latency."""
+        (_, client, pod, name, qtype, transport, server, _, verdict, reason, policy, rule, rcode, addresses,
+         cnames, ttl, cached, granted, _, search, aggregated) = record  # fmt: skip
         asked = f'"name":{quoted(name)},"type":{self._types.get(qtype) or self._type(qtype)},' if name else ""
         asked_at = f'"server":{self._addresses.get(server) or self._address(server)},' if server else ""
         response = opened = ""
@@ -63,12 +75,12 @@ class Renderer:
         elif granted:
             opened = f',"granted":[{self._addresses_text(granted)}]'
         many = f',"aggregated":{aggregated}' if aggregated else ""
+        asker = f'"event":"dns","node":{self._node},"pod":{self._pod(client, pod)}'
         return (
-            f'{self._opening(time)}"event":"dns","node":{self._node},"pod":{self._pod(client, pod)},'
-            f'"query":{{{asked}"transport":"{transport}",{asked_at}"port":{port}}},'
-            f"{self._decision(verdict, reason, policy, rule)}{response}{opened},"
-            f'"latency_us":{latency_us}{_SEARCH if search else ""}{many}}}\n'
-        ).encode("ascii")
+            f'{asker},"query":{{{asked}"transport":"{transport}",{asked_at}"port":',
+            f'}},{self._decision(verdict, reason, policy, rule)}{response}{opened},"latency_us":',
+            f"{_SEARCH if search else ''}{many}}}\n",
+        )
 
     def flow_line(self, record: FlowRecord) -> bytes:
         """The `flow` record of packets that the kernel reported, newline included."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from egressd.authoring.evidence import Evidence
 from egressd.authoring.page import Page, comment, page_text
+from egressd.authoring.past import read_observation
 from egressd.authoring.replay import Change, Known, Outcome, Replay
 from egressd.authoring.seen import Seen, moment, read_line
+from egressd.authoring.selecting import Pods, gathered
 from egressd.authoring.suggest import Wanted, suggest
 
 __all__ = [
@@ -19,12 +21,15 @@ __all__ = [
     "Known",
     "Outcome",
     "Page",
+    "Pods",
     "Replay",
     "Seen",
     "Wanted",
     "comment",
+    "gathered",
     "moment",
     "page_text",
     "read_line",
+    "read_observation",
     "suggest",
 ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from egressd.authoring.seen import Dropped, Flow, Query, Seen, canonical
+from egressd.authoring.selecting import workload_key
 from egressd.model import Address, PodIdentity, Ports, Verdict
 from egressd.names import Name, in_domain
 from egressd.policy import ClusterFacts, is_search_noise, union
@@ -81,7 +82,8 @@ class Workload:
     """Names with octets that no policy can spell."""
 
     def saw(self, pod: PodIdentity, time: str) -> None:
-        self.pods.add(pod.name)
+        if pod.name:
+            self.pods.add(pod.name)
         self.accounts.add(pod.service_account or DEFAULT_ACCOUNT)
         self.first = min(self.first or time, time)
         self.last = max(self.last, time)
@@ -102,19 +104,20 @@ class Evidence:
     def add(self, seen: Seen) -> None:
         """Take one record."""
         if isinstance(seen, Dropped):
-            self.left_out["dropped before they were written"] += seen.number
+            self.left_out[seen.why] += seen.number
             return
         pod = seen.pod
         if self.namespace not in {"", pod.namespace}:
             return
         if not all(map(_OBJECT.match, (pod.namespace, pod.service_account or DEFAULT_ACCOUNT))):
-            self.left_out["with names that Kubernetes does not have"] += 1
+            self.left_out["with names that Kubernetes does not have"] += seen.times
             return
-        key = pod.namespace, pod.workload or f"Pod/{pod.name}"
+        key = workload_key(pod)
         workload = self.workloads.setdefault(key, Workload(*key))
+        workload.saw(pod, seen.first or seen.time)
         workload.saw(pod, seen.time)
         if not seen.went_through and not self.denied:
-            self.left_out["of what was denied"] += 1
+            self.left_out["of what was denied"] += seen.times
         elif isinstance(seen, Query):
             self._query(workload, seen)
         else:
@@ -122,17 +125,17 @@ class Evidence:
 
     def _query(self, workload: Workload, query: Query) -> None:
         if noise(self.facts, query):
-            self.left_out["of search lists"] += 1
+            self.left_out["of search lists"] += query.times
         elif self._open(query.name):
-            self.left_out["of names inside the cluster"] += 1
+            self.left_out["of names inside the cluster"] += query.times
         elif query.absent:
-            self.left_out["of names that do not exist"] += 1
+            self.left_out["of names that do not exist"] += query.times
         elif not canonical(query.name):
             workload.unwritable.add(query.name)
         else:
             peer = workload.names.setdefault(query.name, Peer())
-            workload.queries += 1
-            peer.queries += 1
+            workload.queries += query.times
+            peer.queries += query.times
             peer.unwatched |= query.verdict is Verdict.ALLOWED
             peer.denied &= not query.went_through
             peer.addresses |= {one for one in query.addresses if self.guard.kind(one) is not Kind.ORDINARY}
@@ -141,12 +144,12 @@ class Evidence:
         outside = [name for name in flow.names if not self._open(name)]
         known = [name for name in outside if canonical(name)]
         if not outside and (flow.names or self._in_blocks(flow.address)):
-            self.left_out["of flows inside the cluster"] += 1
+            self.left_out["of flows inside the cluster"] += flow.times
             return
         if not known and flow.address[:12] == MAPPED:
-            self.left_out["of flows to IPv4 written as IPv6, which no policy can name"] += 1
+            self.left_out["of flows to IPv4 written as IPv6, which no policy can name"] += flow.times
             return
-        workload.flows += 1
+        workload.flows += flow.times
         for name in known:
             peer = workload.names.setdefault(name, Peer())
             if self.guard.kind(flow.address) is not Kind.ORDINARY:
@@ -165,7 +168,7 @@ class Evidence:
 
 
 def _reached(peer: Peer, flow: Flow) -> None:
-    peer.flows += 1
+    peer.flows += flow.times
     peer.watched |= flow.verdict is Verdict.ALLOWED
     peer.denied &= not flow.went_through
     if flow.protocol in {1, 58}:

@@ -99,9 +99,9 @@ class Replay:
             self.dropped += seen.number
             return
         outcome = self._outcome(seen)
-        self.counts[outcome.change] += 1
+        self.counts[outcome.change] += seen.times
         if outcome.change in {Change.NEWLY_DENIED, Change.NEWLY_WOULD_DENY, Change.NEWLY_ALLOWED}:
-            self.changes[outcome] += 1
+            self.changes[outcome] += seen.times
 
     def _outcome(self, seen: Query | Flow) -> Outcome:
         judge = self._judge(seen.pod)
@@ -132,7 +132,7 @@ class Replay:
         chosen = select(policies, pod.namespace, place, labels or {}, account, where)
         by_label = {policy.name for policy in self.policies if policy.subject.pods != LabelSelector()}
         if labels is None and any(policy.name in by_label for policy in chosen):
-            self.guessed.add(str(pod))
+            self.guessed.add(str(pod) if pod.name else f"{pod.namespace}/{pod.workload}")
         key = tuple(policy.name for policy in chosen)
         if key not in self._judges:
             self._judges[key] = Judge(Subject(chosen), self.facts)

@@ -82,6 +82,10 @@ class Query(NamedTuple):
     addresses: tuple[Address, ...]
     search: bool
     """Noise of a search list, answered by the daemon itself."""
+    times: int = 1
+    """How many records this stands for, all alike."""
+    first: str = ""
+    """Time of the first of them, where they are several."""
 
     @property
     def went_through(self) -> bool:
@@ -94,7 +98,7 @@ class Query(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """One recorded flow. `port` is -1 where the protocol has none; `names` are those the pod knew the address by."""
+    """One recorded flow. `port` is -1 for some port; `names` are those the pod knew the address by."""
 
     time: str
     pod: PodIdentity
@@ -104,6 +108,8 @@ class Flow(NamedTuple):
     names: tuple[Name, ...]
     verdict: Verdict
     reason: Reason
+    times: int = 1
+    first: str = ""
 
     @property
     def went_through(self) -> bool:
@@ -115,6 +121,7 @@ class Dropped(NamedTuple):
 
     time: str
     number: int
+    why: str = "dropped before they were written"
 
 
 Seen = Query | Flow | Dropped

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from egressd.authoring.evidence import Evidence, Peer, Workload
 from egressd.authoring.page import Page, RuleText, comment, listed, port_words, scalar
+from egressd.authoring.selecting import Pods, selector
 from egressd.model import Address, address_text
 from egressd.names import Name, Pattern
 from egressd.policy.addresses import Guard, Kind
@@ -22,6 +23,8 @@ from egressd.schema.words import spans_strangers
 __all__ = ["Wanted", "suggest"]
 
 NAMESPACE_LABEL: Final = "kubernetes.io/metadata.name"
+_KEY: Final = re.compile(r"[a-z][a-z0-9.-]*/[A-Za-z][A-Za-z0-9_.-]*\Z")
+"""A label's key with a prefix, which YAML takes for nothing but text."""
 MAX_TOLD: Final = 5
 """Addresses or names spelled out in one comment."""
 MAX_NAME: Final = 240
@@ -35,6 +38,8 @@ class Wanted:
     fold: int = 0
     mode: str = ""
     policy_namespace: str = "egressd-system"
+    pods: Pods = field(default_factory=dict)
+    """Pods whose labels are known; workloads that they do not tell apart are selected by service account."""
 
 
 def suggest(evidence: Evidence, wanted: Wanted) -> Iterator[Page]:
@@ -56,14 +61,20 @@ def _free(workload: Workload, taken: set[tuple[str, str]]) -> str:
 
 
 def _page(workload: Workload, evidence: Evidence, wanted: Wanted, name: str) -> Page:
-    subject = [f"serviceAccounts: {listed(sorted(workload.accounts))}"]
+    labels = selector(workload.namespace, workload.name, wanted.pods)
+    if labels:
+        subject = [f"podSelector: {{matchLabels: {{{', '.join(map(_label, labels.items()))}}}}}"]
+        warnings = [*_left_out(workload)]
+    else:
+        subject = [f"serviceAccounts: {listed(sorted(workload.accounts))}"]
+        warnings = [*_sharing(workload, evidence), *_left_out(workload)]
     if workload.namespace == wanted.policy_namespace:  # else it would be a cluster policy for everybody
         label = f"{{{NAMESPACE_LABEL}: {scalar(workload.namespace)}}}"
         subject.insert(0, f"namespaceSelector: {{matchLabels: {label}}}")
     return Page(
         namespace=workload.namespace,
         name=name,
-        head=[_headline(workload), *_warnings(workload, evidence)],
+        head=[_headline(workload), *warnings],
         subject=subject,
         rules=[*_name_rules(workload, evidence.guard, wanted.fold), *_address_rules(workload)],
         mode=wanted.mode,
@@ -73,7 +84,8 @@ def _page(workload: Workload, evidence: Evidence, wanted: Wanted, name: str) -> 
 def _headline(workload: Workload) -> str:
     counts = f"{count(workload.queries, 'query')} and {count(workload.flows, 'flow')}"
     span = f"{workload.first[:19]} to {workload.last[:19]} UTC"
-    return f"{workload.name}, {count(len(workload.pods), 'pod')}: {counts}, {span}."
+    pods = f", {count(len(workload.pods), 'pod')}" if workload.pods else ""
+    return f"{workload.name}{pods}: {counts}, {span}."
 
 
 def count(number: int, what: str) -> str:
@@ -82,7 +94,12 @@ def count(number: int, what: str) -> str:
     return f"{number:,} {what if number == 1 else plural}"
 
 
-def _warnings(workload: Workload, evidence: Evidence) -> Iterator[str]:
+def _label(pair: tuple[str, str]) -> str:
+    key, value = pair
+    return f"{key if _KEY.match(key) else scalar(key)}: {scalar(value)}"
+
+
+def _sharing(workload: Workload, evidence: Evidence) -> Iterator[str]:
     sharing = sorted(
         other.name
         for other in evidence.workloads.values()
@@ -93,6 +110,9 @@ def _warnings(workload: Workload, evidence: Evidence) -> Iterator[str]:
             f"The service account is shared with {_few(sharing)}: this policy selects those pods too. "
             "Give each workload its own account, or add a podSelector."
         )
+
+
+def _left_out(workload: Workload) -> Iterator[str]:
     if workload.unwritable:
         yield f"Names that no policy can spell were left out: {_few(sorted(workload.unwritable))}."
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -72,14 +73,15 @@ def _shown(line: bytes, output: str) -> Iterator[str]:
 
         yield f"---\n{yaml_text(json.loads(line)).rstrip()}"
     else:
-        yield row(json.loads(line), width())
+        yield row(json.loads(line), width(), f"{datetime.now(UTC):%Y-%m-%d}")
 
 
-def row(record: dict[str, Any], columns: int) -> str:
-    """One record on one line: when, what became of it, who, what, why."""
-    time = record["time"][11:23]
+def row(record: dict[str, Any], columns: int, today: str) -> str:
+    """One record on one line: when, what became of it, why, who, what; the date unless it is `today`."""
+    date, time = record["time"][:10], record["time"][11:19]
     verdict = record.get("verdict") or record.get("change") or record["event"]
-    text = f"{time} {verdict:<11} {_what(record)}"
+    when = time if date == today else f"{date} {time}"
+    text = f"{when} {verdict:<11} {record.get('reason', ''):<10} {_what(record)}"
     return cut(text, columns).replace(verdict, colour(verdict, verdict), 1)
 
 
@@ -91,12 +93,13 @@ def _what(record: dict[str, Any]) -> str:
             if record.get("aggregated"):
                 name = f"({record['aggregated']} queries more)"
             answer = response.get("addresses") or [response.get("rcode", "no answer")]
-            return f"{_pod(record)} {name} → {_few(answer)} ({_why(record)})"
+            return f"{_pod(record)} {name} → {_few(answer)}{_rule(record)}"
         case "flow":
             to = record["destination"]
             port = f":{to['port']}" if "port" in to else ""
             names = f" [{_few(to['names'])}]" if to["names"] else ""
-            return f"{_pod(record)} {to['ip']}{port}/{to['protocol']}{names} ({_why(record)})"
+            packets = f" x{record['packets']}" if record["packets"] > 1 else ""
+            return f"{_pod(record)} {to['ip']}{port}/{to['protocol']}{names}{packets}{_rule(record)}"
         case "policy":
             return f"policy {record.get('policy', '')} {record.get('error', '')}".rstrip()
         case _:
@@ -108,9 +111,8 @@ def _pod(record: dict[str, Any]) -> str:
     return f"{pod['namespace']}/{pod['name']}" if "name" in pod else str(pod["ip"])
 
 
-def _why(record: dict[str, Any]) -> str:
-    rule = f' "{record["rule"]}" of {record["policy"]}' if record.get("policy") else ""
-    return f"{record['reason']}{rule}"
+def _rule(record: dict[str, Any]) -> str:
+    return f' ("{record["rule"]}" of {record["policy"]})' if record.get("policy") else ""
 
 
 def _few(items: list[str]) -> str:

@@ -23,14 +23,16 @@ def command(leave: bool) -> None:
 
     Makes a node of network namespaces (pods, a small internet with DNS and HTTP), starts the real daemon in it, lets
     pods run curl and dig, and says what each reached and why. Every sentence is checked: exit code 1 if anything went
-    differently than told. Needs root; changes nothing on this machine, and leaves nothing behind.
+    differently than told. Until Ctrl-C, the node's web page can be opened in a browser on this machine. Needs root;
+    changes nothing on this machine, and leaves nothing behind.
     """
     _check_environment()
-    from egressd.cli.tour import tour
+    from egressd.cli.tour import tour, window
     from egressd.lab import run_private
 
     processes = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-    sys.exit(run_private(lambda: tour(stay=not leave, processes=processes)))
+    page = None if leave else window.listen()
+    sys.exit(run_private(lambda: tour(stay=not leave, processes=processes, page_socket=page)))
 
 
 def _check_environment() -> None:

@@ -48,10 +48,10 @@ def command(
 ) -> None:
     """Say whether a pod may reach a destination, and which policy and rule decided.
 
-    Asks the running daemon, which knows the live grants too; with --policies and --pods it answers from files, and
-    --config then says what is inside the cluster. Without a port: some port. Without a protocol: TCP. A bare policy
-    document counts as one of the pod's namespace. Exit code 0 if the destination is allowed (also where an Audit
-    policy would deny it), 1 if it is denied.
+    Asks the running daemon, which knows the live grants and what the name led to, too; with --policies and --pods it
+    answers from files, and --config then says what is inside the cluster. Without a port: some port. Without a
+    protocol: TCP. A bare policy document counts as one of the pod's namespace. Exit code 0 if the destination is
+    allowed (also where an Audit policy would deny it), 1 if it is denied.
     """
     if bool(policies) != bool(pods):
         raise click.UsageError("answering from files takes both --policies PATH and --pods PATH")

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from egressd.cli import EXIT_NO
-from egressd.cli._daemon import output_option
+from egressd.cli._daemon import Daemon, daemon_options, output_option
 from egressd.cli._files import print_data, read_all, settings_of, sources
-from egressd.cli._records import audit_option, records, since_option
+from egressd.cli._inside import cluster_facts
+from egressd.cli._past import from_option, seen_in
+from egressd.cli._pods import labelled, pods_option
+from egressd.cli._records import audit_option, since_option
 from egressd.cli._table import table, width
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+BY_NAME: Final = "history keeps no addresses: flows under a name were judged by the name alone (--audit FILE has both)"
 MOST: Final = 20
 """Examples of each kind of change in a table."""
 
@@ -33,41 +37,47 @@ MOST: Final = 20
 )
 @click.argument("policies", nargs=-1, required=True, metavar="POLICY…")
 @audit_option
-@click.option("--pods", multiple=True, metavar="PATH", help="Pods and Namespaces, for their labels; may be repeated.")
+@from_option
+@pods_option
 @since_option
 @click.option("--enforce", is_flag=True, help="Judge policies in Audit mode as if they were enforced.")
 @click.option("--namespace", "-n", default="default", show_default=True, help="Namespace of bare policy documents.")
-@click.option("--config", type=click.Path(exists=True, dir_okay=False), help="Settings: what is inside the cluster.")
+@daemon_options
 @output_option
 def command(
+    *,
     policies: tuple[str, ...],
     audit: tuple[str, ...],
+    source: str,
     pods: tuple[str, ...],
     since: float,
     enforce: bool,
     namespace: str,
+    daemon: Daemon,
     config: str | None,
     output: str,
 ) -> None:
     """Replay audit records against policies: what would newly be denied, or newly be allowed.
 
     The policies given are all that count, so name those that stay in force, too. Records hold no labels: --pods
-    gives them; without it a policy's podSelector is taken to match, with a warning. Records of pods that none of the
-    policies selects are counted and not compared; so are search-list noise and names that do not exist. Exit code 1
-    if anything that went through would be denied, or if a policy is invalid.
+    gives them, or the running daemon; of a pod that neither knows, a policy's podSelector is taken to match, with a
+    warning. --config, or the daemon, says what is inside the cluster. Records of pods that none of the policies
+    selects are counted and not compared; so are search-list noise and names that do not exist. Exit code 1 if
+    anything that went through would be denied, or if a policy is invalid.
     """
     from egressd.authoring import Change, Replay
     from egressd.model import Mode
-    from egressd.policy import ClusterFacts
 
     settings = settings_of(config)
     found = _policies(policies, namespace, settings.policy_namespace)
     if enforce:
         found = [replace(policy, mode=Mode.ENFORCE) for policy in found]
-    facts = ClusterFacts(settings.cluster_cidrs, settings.cluster_domains, settings.in_cluster == "Enforce")
-    replay = Replay(found, facts, _known(pods), settings.policy_namespace)
-    for seen in records(audit or (settings.audit.file,), since):
+    facts = cluster_facts(settings, config, daemon)
+    replay = Replay(found, facts, _known(pods, daemon), settings.policy_namespace)
+    for seen in seen_in(source, daemon, audit, settings.audit.file, since):
         replay.add(seen)
+    if source == "history":
+        click.echo(BY_NAME, err=True)
     if output == "table":
         for line in _told(replay):
             click.echo(line)
@@ -115,26 +125,16 @@ def _policies_of(manifest: Manifest, name: str, policy_namespace: str) -> tuple[
     return ({name: policy} if policy else {}), problems
 
 
-def _known(paths: tuple[str, ...]) -> Known:
-    """The labels of pods and namespaces in manifests."""
+def _known(paths: tuple[str, ...], daemon: Daemon) -> Known:
+    """The labels of pods and namespaces."""
     from egressd.authoring import Known
-    from egressd.schema import NamespaceObject, PodObject
 
-    pods: dict[str, Mapping[str, str]] = {}
+    found = labelled(paths, daemon)
     workloads: dict[tuple[str, str], Mapping[str, str]] = {}
-    namespaces: dict[str, Mapping[str, str]] = {}
-    for _, manifests, problems in read_all(sources(paths)):
-        for problem in problems:
-            click.echo(str(problem), err=True)
-        for manifest in manifests:
-            if isinstance(manifest, PodObject):
-                identity = manifest.identity
-                pods[str(identity)] = manifest.labels
-                if identity.workload:
-                    workloads.setdefault((identity.namespace, identity.workload), manifest.labels)
-            elif isinstance(manifest, NamespaceObject):
-                namespaces[manifest.name] = manifest.labels
-    return Known(pods, workloads, namespaces)
+    for identity, labels in found.pods:
+        if identity.workload:
+            workloads.setdefault((identity.namespace, identity.workload), labels)
+    return Known({str(identity): labels for identity, labels in found.pods}, workloads, found.namespaces)
 
 
 # --------------------------------------------------------------------------------------------- printing

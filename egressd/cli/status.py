@@ -48,6 +48,9 @@ def lines(status: dict[str, Any], policies: list[dict[str, Any]], columns: int) 
     yield ""
     yield from _upstreams(status["upstreams"], columns)
     yield from _policies(policies, columns)
+    if status["queries"]["denied"] or status["flows"]["denied"]:
+        yield ""
+        yield "what was denied, and why: egressd audit --verdict denied"
 
 
 def _facts(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -77,9 +80,16 @@ def _verdicts(counts: dict[str, int]) -> str:
 
 
 def _upstreams(upstreams: list[dict[str, Any]], columns: int) -> Iterator[str]:
-    rows = [(each["upstream"], "yes" if each["healthy"] else "no", str(each["failures"])) for each in upstreams]
-    yield from table(("UPSTREAM", "HEALTHY", "FAILURES IN A ROW"), rows, columns)
+    rows = [
+        (each["upstream"], "yes" if each["healthy"] else "no", str(each["failures"]), _rtt(each["rtt_us"]))
+        for each in upstreams
+    ]
+    yield from table(("UPSTREAM", "HEALTHY", "FAILURES IN A ROW", "RTT"), rows, columns)
     yield ""
+
+
+def _rtt(rtt_us: int) -> str:
+    return f"{rtt_us / 1000:.1f} ms" if rtt_us else "-"
 
 
 def _policies(policies: list[dict[str, Any]], columns: int) -> Iterator[str]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import click
 
 from egressd.cli._daemon import Daemon, daemon_options
 from egressd.cli._table import table, width
+from egressd.names import Name
 
 __all__ = ["Seen", "Window", "command", "render"]
 
@@ -23,6 +25,14 @@ HOME: Final = "\x1b[H\x1b[J"
 MAX_SEEN: Final = 20_000
 """Different things remembered per interval; the rest is counted together."""
 
+SMALL: Final = 0.1
+"""Rates below it have another digit."""
+SEARCH: Final = "(search list)"
+"""Stands for every step of a search list: a resolver tries three of them for each name it is asked for."""
+WENT_THROUGH: Final = frozenset({"allowed", "would-deny"})
+MAX_RECALLED: Final = 10_000
+"""Records asked for of the time before; what the endpoint gives at most."""
+
 
 class Seen(NamedTuple):
     """What is counted together."""
@@ -30,13 +40,16 @@ class Seen(NamedTuple):
     pod: str
     destination: str
     verdict: str
+    absent: bool = False
+    """Whether the answer was that there is no such name."""
 
 
 class Window:
-    """The last `seconds` of records, in slices; sans-IO, `now` is monotonic seconds."""
+    """The last `seconds` of records, in slices; sans-IO, `now` is monotonic seconds. `domains` are the cluster's."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, domains: Iterable[str] = ()) -> None:
         self.seconds = seconds
+        self._domains = tuple(map(Name, domains))
         self.began = 0.0
         self.lost = 0
         self._slices: deque[tuple[float, Counter[Seen]]] = deque()
@@ -62,16 +75,32 @@ class Window:
         total: Counter[Seen] = Counter()
         for _, counts in self._slices:
             total.update(counts)
+        total = self._folded(total)
         span = max(1.0, min(self.seconds, now - self.began))
         rows = sorted(((seen, count / span) for seen, count in total.items()), key=lambda row: (-row[1], row[0]))
         return rows, total.total() / span
+
+    def _folded(self, total: Counter[Seen]) -> Counter[Seen]:
+        """Steps of search lists put together, also those that only the names beside them tell."""
+        from egressd.policy import is_expansion
+
+        asked: dict[str, set[str]] = {}
+        for seen in total:
+            asked.setdefault(seen.pod, set()).add(seen.destination)
+        folded: Counter[Seen] = Counter()
+        for seen, count in total.items():
+            noise = seen.absent and is_expansion(seen.destination, asked[seen.pod], self._domains)
+            folded[Seen(seen.pod, SEARCH if noise else seen.destination, seen.verdict)] += count
+        return folded
 
 
 def _seen(record: dict[str, Any]) -> Seen | None:
     pod = record.get("pod", {})
     who = f"{pod['namespace']}/{pod['name']}" if "name" in pod else str(pod.get("ip", ""))
     if record["event"] == "dns":
-        return Seen(who, record["query"].get("name", "(many names)"), record["verdict"])
+        name = SEARCH if record.get("search") else record["query"].get("name", "(many names)")
+        absent = record["verdict"] in WENT_THROUGH and record.get("response", {}).get("rcode") == "NXDOMAIN"
+        return Seen(who, name, record["verdict"], absent)
     if record["event"] == "flow":
         to = record["destination"]
         name = to["names"][0] if to["names"] else to["ip"]
@@ -84,7 +113,10 @@ def render(window: Window, now: float, columns: int, most: int) -> Iterator[str]
     rows, rate = window.rows(now)
     lost = f", {window.lost} records missed" if window.lost else ""
     yield f"{rate:.1f}/s over the last {window.seconds:g} s, {len(rows)} different{lost}"
-    shown = [(f"{each:.1f}", seen.verdict, seen.pod, seen.destination) for seen, each in rows[:most]]
+    shown = [
+        (f"{each:.{1 if each >= SMALL else 2}f}", seen.verdict, seen.pod, seen.destination)
+        for seen, each in rows[:most]
+    ]
     yield from table(("RATE/S", "VERDICT", "POD", "DESTINATION"), shown, columns)
 
 
@@ -97,11 +129,11 @@ def render(window: Window, now: float, columns: int, most: int) -> Iterator[str]
 @daemon_options
 def command(interval: float, seconds: float, once: bool, daemon: Daemon, config: str | None) -> None:  # noqa: ARG001 - `daemon` is made from it
     """Watch who asks for what: verdicts and rates, live, until Ctrl-C."""
-    daemon.get("/api/v1/status")  # say at once if there is no daemon
-    window = Window(seconds)
-    window.began = time.monotonic()
+    status = daemon.get("/api/v1/status")  # says at once if there is no daemon
+    window = Window(seconds, status["inside"]["domains"])
+    window.began = time.monotonic() - seconds
     arrived: queue.Queue[bytes | None] = queue.Queue(MAX_SEEN)
-    threading.Thread(target=_read, args=(daemon, arrived), daemon=True).start()
+    threading.Thread(target=_read, args=(daemon, arrived, seconds), daemon=True).start()
     terminal = sys.stdout.isatty()
     try:
         while _gather(window, arrived, interval):
@@ -114,8 +146,10 @@ def command(interval: float, seconds: float, once: bool, daemon: Daemon, config:
     click.echo("the daemon ended", err=True)
 
 
-def _read(daemon: Daemon, arrived: queue.Queue[bytes | None]) -> None:
-    for line in daemon.lines("/api/v1/audit", patient=True, follow=1, limit=0):
+def _read(daemon: Daemon, arrived: queue.Queue[bytes | None], seconds: float) -> None:
+    """Hand on what comes, and before it what the window would hold if it had been open all along."""
+    since = f"{math.ceil(seconds)}s"
+    for line in daemon.lines("/api/v1/audit", patient=True, follow=1, since=since, limit=MAX_RECALLED):
         arrived.put(line)
     arrived.put(None)
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
+from egressd import export
 from egressd.control import privileges
 from egressd.control.service import Service, serve
 from egressd.control.sources import open_source
@@ -40,7 +41,9 @@ def main(fd: int, config: str | None, flags: Mapping[str, object]) -> int:
             privileges.follow_parent()
 
             def read() -> Settings:
-                return load_settings(config, os.environ, flags)
+                settings = load_settings(config, os.environ, flags)
+                export.check(settings.otlp, os.environ)
+                return settings
 
             settings = read()
             service = Service(settings, open_source(settings), read)

@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from egressd.admin import AwayError, Condition, Feed
+from egressd.admin import AwayError, Condition, Exports, Feed
+from egressd.history import Keeper
 from egressd.link import Answer, Ask, PodEntry, Stats
 from egressd.model import Policy
 from egressd.schema import Problem
@@ -23,6 +24,7 @@ from egressd.settings import Settings
 
 if TYPE_CHECKING:
     from egressd.control.service import Service
+    from egressd.telemetry import ControlFacts
 
 __all__ = ["Observe"]
 
@@ -117,6 +119,23 @@ class Observe:
     def pods(self) -> Iterable[PodEntry]:
         return self._service.world.entries
 
+    def labels(self, namespace: str, name: str) -> Mapping[str, str]:
+        return self._service.world.labels(namespace, name)
+
     @property
     def records(self) -> tuple[int, int]:
         return self._service.written
+
+    @property
+    def history(self) -> Keeper:
+        return self._service.history
+
+    @property
+    def exports(self) -> Exports:
+        return self._service.exports
+
+    def scraped(self) -> ControlFacts:
+        """What /metrics would serve now."""
+        scrape = importlib.import_module("egressd.admin.scrape")  # late: prometheus_client takes its time
+        facts: ControlFacts = scrape.scrape(self, time.monotonic())
+        return facts

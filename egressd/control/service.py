@@ -27,6 +27,8 @@ from egressd.control.records import Records
 from egressd.control.sources import Said, Source, open_source
 from egressd.control.world import News, Step, World, frames
 from egressd.errors import EgressError, LinkError
+from egressd.export import Counts, Export
+from egressd.history import Keeper
 from egressd.link import Answer, Applied, Frames, Lines, Ready, Reload, Stats, Synced, Up, encode
 from egressd.model import PolicyRecord
 from egressd.schema import Problem, has_errors
@@ -87,6 +89,8 @@ class Service:
         self._synced = False
         self._reload = False
         self._observe = Observe(self)
+        self._export = Export(self._observe.scraped)
+        self._history = Keeper(settings.history)
         self._voice = asyncio.Lock()
 
     @property
@@ -103,6 +107,15 @@ class Service:
         return self._records.written, self._records.lost
 
     @property
+    def exports(self) -> Counts:
+        """What became of the records that were to be exported."""
+        return self._export.counts
+
+    @property
+    def history(self) -> Keeper:
+        return self._history
+
+    @property
     def state(self) -> State:
         """How it fares now; call it from the event loop."""
         return State(self._synced, self._source.ailments, self._source.facts, self._conditions.all())
@@ -110,8 +123,8 @@ class Service:
     async def run(self, link: socket.socket) -> None:
         """Tell and listen until the other end hangs up, then write what is still to be written."""
         link.setblocking(False)
-        self._records = Records(self._settings, self._observe.feed.put)
-        writing = asyncio.create_task(self._records.run())
+        self._records = Records(self._settings, self._tap)
+        writing = asyncio.create_task(self._write())
         listening, telling = asyncio.create_task(self._listen(link)), asyncio.create_task(self._tell(link))
         observing = asyncio.create_task(self._observe.serve(lambda ask: self._send(link, [encode(ask)])))
         running = {writing, listening, telling}
@@ -126,8 +139,19 @@ class Service:
                 task.cancel()
             await asyncio.gather(observing, listening, telling, return_exceptions=True)
             await self._source.close()
+            self._history.close()
             await self._records.close()
-            await writing
+            await asyncio.gather(writing, self._export.close())
+
+    async def _write(self) -> None:
+        """Put records and history on the disk, until both are closed."""
+        await asyncio.gather(self._records.run(), self._history.run())
+
+    def _tap(self, lines: Lines) -> None:
+        """Hand audit lines to all who want them beside the disk."""
+        self._observe.feed.put(lines)
+        self._export.put(lines)
+        self._history.feed(lines.data)
 
     # ------------------------------------------------------------------------------------------------- listening
 
@@ -158,6 +182,7 @@ class Service:
     async def _tell(self, link: socket.socket) -> None:
         with suppress(ConnectionError):  # nobody listens any more; what was sent to us is still to be read
             while True:
+                await self._export.take(self._stated)
                 settings = await self._source.prepare(self._stated)
                 if settings is not None:
                     await asyncio.to_thread(self._settle, settings)
@@ -165,6 +190,7 @@ class Service:
                 self._reload = False
                 await self._reread()
                 await self._records.reopen(self._stated)
+                await self._history.reopen(self._stated.history)
 
     async def _tell_world(self, link: socket.socket) -> None:
         """Say everything, then every change, until the settings are to be read again."""
@@ -174,6 +200,8 @@ class Service:
             async for said in changes:
                 step = await asyncio.to_thread(self._take, said)
                 await (self._tell_change(link, step) if told else self._tell_everything(link, step))
+                if step.news or not told:
+                    self._remember()
                 told = True
                 self._report(said, step)
                 if self._reload:
@@ -185,6 +213,12 @@ class Service:
         self._world.forget()
         self._last_good.keep(self._world.policies)
         return step
+
+    def _remember(self) -> None:
+        """History tells rules that are unused from rules that are new."""
+        settings = self._settings
+        flows = settings.audit.flows == "All"
+        self._history.know(self._world.policies.values(), settings.cluster_cidrs, flows=flows)
 
     async def _tell_everything(self, link: socket.socket, step: Step) -> None:
         self._conditions.take(step, 0, time.time())

@@ -107,6 +107,11 @@ class World:
         """Every address, with its pod and the policies that select it."""
         return tuple(self._entries.values())
 
+    def labels(self, namespace: str, name: str) -> Mapping[str, str]:
+        """Labels of a pod that counts here; none of any other."""
+        found = self._pods.get(Id("Pod", namespace, name))
+        return found.labels if found is not None else {}
+
     @property
     def remembered(self) -> dict[str, Policy]:
         """Policies in force, and those that were good before this world began: the memory of another world."""

@@ -28,8 +28,10 @@ from egressd.exchange.outcomes import (
 )
 from egressd.exchange.parties import LastKnown, Party
 from egressd.exchange.query import Client, Parts, Query
+from egressd.exchange.repeats import Repeat, Repeats
 from egressd.exchange.store import Kept, Refresh, Store, failed
 from egressd.exchange.tally import Tally
+from egressd.memo import Memo
 from egressd.model import Decision, Reason, Verdict
 from egressd.policy import MALFORMED, RATE_LIMITED, UNKNOWN_POD, is_search_noise
 
@@ -66,8 +68,8 @@ class Exchange:
         self._store = Store(settings.dns.cache, self.counters)
         self._impatient: deque[tuple[float, Query]] = deque()
         self._failing_until = 0.0
-        self._young: dict[bytes, tuple[wire.Question, bool, bool]] = {}
-        self._old: dict[bytes, tuple[wire.Question, bool, bool]] = {}
+        self._read_before: Memo[bytes, tuple[wire.Question, bool, bool]] = Memo(MEMO)
+        self._repeats = Repeats(parts.parties, parts.ledger)
 
     @property
     def store(self) -> Store:
@@ -77,16 +79,23 @@ class Exchange:
     # ------------------------------------------------------------------------------- the sentence, first half
 
     def receive(self, messages: Iterable[tuple[bytes, Client]]) -> None:
-        """What pods sent and one wake found: read, identify and decide each; then ask, or end it here."""
+        """What pods sent and one wake found: read, identify and decide each; then ask, or end it here.
+
+        What repeats itself within a second is answered first, alike, and without any of it.
+        """
         now = self._parts.clock()
+        messages = self._repeat(messages, now)
         ended = [outcome for data, client in messages if (outcome := self._receive(data, client, now)) is not None]
         if ended:
             self._finish(ended)
+        self._parts.flush()
 
     def _receive(self, data: bytes, client: Client, started: float) -> Outcome | None:
         """How the query ended, or None where it is on its way, or was none."""
+        tail = data[2:]
+        found = self._read_before.get(tail)
         try:
-            question, search, ours = self._read(data)
+            question, search, ours = found or self._read(data)
         except WireError as error:
             self._malformed(data, client, error, started)
             return None
@@ -95,6 +104,8 @@ class Exchange:
             self._hold(data, client, started)
             return None
         query = Query(client, data[0] << 8 | data[1], question, party, started)
+        if found is not None:
+            query.tail = tail
         self._decide(query)
         decision = query.decision
         if not decision.resolve:
@@ -106,20 +117,64 @@ class Exchange:
             return looped(query)
         return self._ask(query)
 
+    # ---------------------------------------------------------------------------------- or the short of it
+
+    def _repeat(self, messages: Iterable[tuple[bytes, Client]], now: float) -> list[tuple[bytes, Client]]:
+        """Answer what repeats itself as it was answered before (repeats.py); returns the rest."""
+        repeated: list[tuple[Repeat, bytes, Client, float]] = []
+        rest = []
+        for message in messages:
+            data, client = message
+            repeat = self._repeats.find(data[2:], client, now)
+            if repeat is None or not self._has_room(repeat.party, now):
+                rest.append(message)
+                continue
+            if repeat.entry is not None:
+                self._store.hit(repeat.entry)
+            repeated.append((repeat, data[:2], client, now))
+        if repeated:
+            self._say_again(repeated)
+        return rest
+
+    def _say_again(self, repeated: list[tuple[Repeat, bytes, Client, float]]) -> None:
+        """Record and reply to each, as `_finish` does; nothing is programmed, as nothing needs to be."""
+        parts = self._parts
+        now, wall = parts.clock(), parts.wall()
+        for repeat, ident, client, started in repeated:
+            latency_us = self.tally.add(repeat.decision, now - started)
+            if repeat.denied_name and not repeat.party.worth_a_line(repeat.denied_name, self._budgets, started):
+                self.counters["aggregated"] += 1
+            else:
+                parts.repeat(repeat.form, wall, client.port, latency_us)
+            client.post(ident + repeat.rest)
+
     # ------------------------------------------------------------------------------ the sentence, second half
 
     def deliver(self, answers: Iterable[tuple[Any, wire.Answer | Any]]) -> None:
         """Answers from upstream that came together: admit each, then end them."""
-        admit = self._admission.admit
-        self._finish([admit(query, kept) for query, kept in self._taken(answers)])
+        now = self._parts.clock()
+        repeated: list[tuple[Repeat, bytes, Client, float]] = []
+        ended = []
+        for query, kept in self._taken(answers, now):
+            fresh = isinstance(kept, Kept) and kept.entry is None
+            repeat = self._repeats.find_delivered(query, kept.answer, now) if fresh else None
+            if repeat is None:
+                ended.append(self._admission.admit(query, kept))
+            else:
+                repeated.append((repeat, query.ident.to_bytes(2), query.client, query.started))
+        self._say_again(repeated)
+        self._finish(ended)
+        self._parts.flush()
 
     def _finish(self, outcomes: Sequence[Outcome]) -> None:
         """Program all that ends together in one transaction; then record and reply to each."""
         self._admission.program(outcomes)
         now, wall = self._parts.clock(), self._parts.wall()
         for outcome in outcomes:
-            self._record(outcome, now, wall)
-            self._reply(outcome)
+            form = self._record(outcome, now, wall)
+            reply = self._reply(outcome)
+            if form is not None:
+                self._repeats.learn(outcome, reply, form)
 
     # --------------------------------------------------------------------------------------------- ask
 
@@ -142,9 +197,9 @@ class Exchange:
         self._parts.ask(question, query)
         return None
 
-    def _taken(self, answers: Iterable[tuple[Any, wire.Answer | Any]]) -> Iterable[tuple[Query, Kept | Any]]:
+    def _taken(self, answers: Iterable[tuple[Any, wire.Answer | Any]], now: float) -> list[tuple[Query, Kept | Any]]:
         """Keep each answer, and hand it on to those who still wait; where it is a failure, what is stale instead."""
-        now = self._parts.clock()
+        taken: list[tuple[Query, Kept | Any]] = []
         last: Any = None
         for waiter, answer in answers:
             if answer is not last:
@@ -156,10 +211,8 @@ class Exchange:
                 continue
             self._landed(waiter)
             kept = self._store.stale(waiter.question, now) if failed(answer) else None
-            yield (
-                waiter,
-                kept or (Kept(answer, 0, stale=False, cached=False) if isinstance(answer, wire.Answer) else answer),
-            )
+            taken.append((waiter, kept or (Kept(answer) if isinstance(answer, wire.Answer) else answer)))
+        return taken
 
     def _landed(self, query: Query) -> None:
         query.finished = True
@@ -180,16 +233,9 @@ class Exchange:
     def _read(self, data: bytes) -> tuple[wire.Question, bool, bool]:
         """The question, whether it is search-list noise, and whether it is one of ours come back; remembered by
         everything behind the ID."""
-        tail = data[2:]
-        found = self._young.get(tail)
-        if found is None:
-            found = self._old.pop(tail, None)
-            if found is None:
-                question = wire.read_query(data)
-                found = question, is_search_noise(question.name, self._domains), self._parts.loop_option in data
-            if len(self._young) >= MEMO:
-                self._old, self._young = self._young, {}
-            self._young[tail] = found
+        question = wire.read_query(data)
+        found = question, is_search_noise(question.name, self._domains), self._parts.loop_option in data
+        self._read_before.put(data[2:], found)
         return found
 
     def _malformed(self, data: bytes, client: Client, error: WireError, started: float) -> None:
@@ -228,6 +274,7 @@ class Exchange:
             self._waiting -= len(waiting)
             ended = (self._receive(data, client, started) for started, data, client in waiting)
             self._finish([outcome for outcome in ended if outcome is not None])
+        self._parts.flush()
 
     def tick(self, now: float) -> None:
         """Ends waits that took too long: for a pod to be learned, for an upstream. Call it a few times a second."""
@@ -240,9 +287,10 @@ class Exchange:
                 self._refuse_unknown(data, client, started, UNKNOWN_POD)
             if not waiting:
                 del self._held[address]
+        self._parts.flush()
 
     def _refuse_unknown(self, data: bytes, client: Client, started: float, decision: Decision) -> None:
-        question, _, _ = self._read(data)
+        question, _, _ = self._read_before.get(data[2:]) or self._read(data)
         parts = self._parts
         rcode = self._deny_rcode if decision is UNKNOWN_POD else SERVFAIL
         age = parts.clock() - started
@@ -254,22 +302,26 @@ class Exchange:
     # ------------------------------------------------------------------------------------------ decide
 
     def _decide(self, query: Query) -> None:
-        if self.in_flight >= self._budgets.in_flight or not query.party.take(self._budgets, query.started):
-            query.decision = RATE_LIMITED
-        else:
+        if self._has_room(query.party, query.started):
             query.decide()
+        else:
+            query.decision = RATE_LIMITED
+
+    def _has_room(self, party: Party, now: float) -> bool:
+        return self.in_flight < self._budgets.in_flight and party.take(self._budgets, now)
 
     # -------------------------------------------------------------------------------- record and reply
 
-    def _record(self, outcome: Outcome, now: float, wall: float) -> None:
+    def _record(self, outcome: Outcome, now: float, wall: float) -> Any:
+        """The form of its record; None where it has none of its own."""
         query = outcome.query
         self.tally.add(outcome.decision, now - query.started)
         if outcome.decision.verdict is Verdict.DENIED and not query.party.worth_a_line(
             query.question.name, self._budgets, query.started
         ):
             self.counters["aggregated"] += 1
-            return
-        self._parts.record(records.of_outcome(outcome, wall, now))
+            return None
+        return self._parts.record(records.of_outcome(outcome, wall, now))
 
     def minute(self, now: float) -> None:
         """Says, once a minute and pod, how many denials had no record of their own. Call it about once a second."""
@@ -280,7 +332,7 @@ class Exchange:
             if count:
                 parts.record(records.aggregate(address, party, count, self._deny_rcode, parts.wall()))
 
-    def _reply(self, outcome: Outcome) -> None:
+    def _reply(self, outcome: Outcome) -> bytes:
         query, answer = outcome.query, outcome.answer
         if answer is not None:
             udp = query.client.transport == "udp"
@@ -292,4 +344,5 @@ class Exchange:
             )
         else:
             data = wire.denial(query.question, query.ident, outcome.rcode, outcome.ede, outcome.text)
-        query.client.send(data)
+        query.client.post(data)
+        return data

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from errno import EIO
+from errno import EIO, ETIMEDOUT
 from typing import TYPE_CHECKING, Any
 
 from egressd.errors import KernelError
 from egressd.exchange.outcomes import Outcome, denied, failed, unprogrammed
 from egressd.exchange.store import Kept
 from egressd.grants import UNSELECTED_SUBJECT
-from egressd.model import ANY_PORT, Decision, Ports, Reason, Verdict
+from egressd.model import ANY_PORT, Decision, Ports, Verdict
 from egressd.policy import UNKNOWN_POD
+from egressd.policy.chain import denied_on_the_way, onward
 from egressd.wire import Answer
 
 if TYPE_CHECKING:
@@ -44,15 +45,14 @@ class Admission:
             return failed(query, kept.ede, kept.text)
         answer = kept.answer
         outcome = Outcome(query, query.decision, answer.rcode, answer)
-        if kept.cached:
-            outcome.age, outcome.stale, outcome.cached = kept.age, kept.stale, True
+        outcome.age, outcome.stale, outcome.entry = kept.age, kept.stale, kept.entry
         if answer.addresses:
             self._parts.known.note(query.client.address, query.question.name, answer.addresses)
         judge = query.judge
         if judge is None:
             self._grant(outcome, answer.addresses, ANY_PORT)
             return outcome
-        on_the_way = self._denied_on_the_way(query, answer, judge)
+        on_the_way = denied_on_the_way(judge, query.decision, answer.cnames)
         if on_the_way is not None:
             return denied(query, on_the_way, self._deny_rcode)
         return self._admit_addresses(outcome, answer, judge)
@@ -66,21 +66,11 @@ class Admission:
         query.decide()
         return None if query.decision.resolve else denied(query, query.decision, self._deny_rcode)
 
-    def _denied_on_the_way(self, query: Query, answer: Answer, judge: Judge) -> Decision | None:
-        """A denied name in the middle of the CNAME chain denies the answer; one without a rule need not be listed."""
-        if not judge.filters_dns or query.decision.verdict is Verdict.DENIED:
-            return None
-        for cname in answer.cnames:
-            decision = judge.judge_name(cname)
-            if decision.verdict is Verdict.DENIED and decision.reason is Reason.DENY_RULE:
-                return decision
-        return None
-
     def _admit_addresses(self, outcome: Outcome, answer: Answer, judge: Judge) -> Outcome:
         query, addresses = outcome.query, answer.addresses
         if not addresses:
             return outcome
-        decision = _through_chain(query.decision, answer, judge)
+        decision = onward(judge, query.decision, answer.cnames)
         reasons = {a: reason for a in addresses if (reason := judge.admissible(a, decision)) is not None}
         if reasons:
             worst = next(iter(reasons.values()))
@@ -107,30 +97,32 @@ class Admission:
         if subject != UNSELECTED_SUBJECT:
             outcome.granted += addresses
         if admission.gone:
-            self._counters["grants_evicted"] += len(admission.gone)
             parts.withdraw(admission.gone)
 
     # ----------------------------------------------------------------------------------------- program
 
     def program(self, outcomes: Sequence[Outcome]) -> None:
         """All grants of a batch in one transaction; if the kernel refuses it, each answer's on their own, so that one
-        that cannot be had fails alone."""
+        that cannot be had fails alone. An acknowledgement that came too late is none, for all of them: trying each
+        again would take as long each time."""
         writes = [write for outcome in outcomes for write in outcome.writes]
         if not writes:
             return
         try:
             self._parts.program(writes)
-        except KernelError:
-            self._program_each(outcomes)
+        except KernelError as error:
+            if error.errno == ETIMEDOUT:
+                self._parts.ledger.doubt(writes)
+            self._program_each(outcomes, late=error.errno == ETIMEDOUT)
 
-    def _program_each(self, outcomes: Sequence[Outcome]) -> None:
+    def _program_each(self, outcomes: Sequence[Outcome], *, late: bool = False) -> None:
         """What another answer of the batch should have opened, and did not, is not open for those after it either."""
         refused: dict[tuple[int, bytes], int] = {}
         for outcome in outcomes:
             subject = outcome.query.party.subject
             errno = next((refused[subject, a] for a in outcome.granted if (subject, a) in refused), 0)
             if outcome.writes:
-                errno = self._program_alone(outcome) or errno
+                errno = ETIMEDOUT if late else self._program_alone(outcome) or errno
                 refused |= {(write.subject, write.address): errno for write in outcome.writes if errno}
             if errno:
                 self._counters["program_failed"] += 1
@@ -144,14 +136,6 @@ class Admission:
             self._parts.ledger.doubt(outcome.writes)
             return error.errno or EIO
         return 0
-
-
-def _through_chain(decision: Decision, answer: Answer, judge: Judge) -> Decision:
-    """A name inside the cluster may lead outside (ExternalName): then the rules of the names it leads to count."""
-    if decision.reason is not Reason.IN_CLUSTER:
-        return decision
-    onward = (judge.judge_name(cname) for cname in answer.cnames)
-    return next((found for found in onward if found.ports and found.verdict is not Verdict.DENIED), decision)
 
 
 def _by_ports(

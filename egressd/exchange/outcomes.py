@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from egressd.model import Reason, Verdict
 
 if TYPE_CHECKING:
+    from egressd.cache import Entry
     from egressd.exchange.query import Query
     from egressd.grants import Element
     from egressd.model import Decision
@@ -72,8 +73,9 @@ class Outcome:
     ede: int | None = None
     text = ""
     search = False
-    cached = False
     stale = False
+    entry: Entry[Answer] | None = None
+    """Where the answer is kept, unless upstream gave it just now."""
     age = 0
     """Seconds the answer was kept, by which its TTLs shrink."""
     granted: tuple[bytes, ...] = ()
@@ -85,6 +87,11 @@ class Outcome:
         self.decision = decision
         self.rcode = rcode
         self.answer = answer
+
+    @property
+    def cached(self) -> bool:
+        """Whether the answer was kept."""
+        return self.entry is not None
 
     @property
     def ttl(self) -> int:

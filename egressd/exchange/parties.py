@@ -6,10 +6,11 @@ Sans-IO; `now` is monotonic seconds.
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import islice
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from egressd.model import PodIdentity
     from egressd.names import Name
@@ -94,6 +95,8 @@ class LastKnown:
     (in an OrderedDict: to find its oldest entry, a dict walks past the places of all that left before)."""
 
     NAMES: Final = 4
+    RECALLED: Final = 16_384
+    """About a millisecond's worth."""
 
     def __init__(self, size: int = 65_536) -> None:
         self._size = size
@@ -125,6 +128,11 @@ class LastKnown:
     def names(self, pod: bytes, address: bytes) -> tuple[Name, ...]:
         """The same or, where this pod asked for none, the names by which any pod of the node learned it."""
         return self._by_pod.get((pod, address)) or self._by_address.get(address, ())
+
+    def addresses_for(self, pods: Collection[bytes], name: Name) -> list[bytes]:
+        """Addresses that these pods learned by this name, among the latest `RECALLED` of all pods."""
+        latest = islice(reversed(self._by_pod.items()), self.RECALLED)
+        return [address for (pod, address), names in latest if pod in pods and name in names]
 
     def entries(self) -> Iterable[tuple[tuple[bytes, bytes], tuple[Name, ...]]]:
         """Everything known: (pod, address) and names."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from egressd.policy import UNSELECTED
 
@@ -34,6 +34,13 @@ class Client(Protocol):
     def send(self, data: bytes) -> None:
         """Answer with one whole message. Never raises: what cannot be sent is dropped and counted."""
 
+    def post(self, data: bytes) -> None:
+        """The same, but the answer may wait for `Parts.flush`, so that those of one batch leave together."""
+
+
+def _nothing() -> None:
+    """For those who keep nothing back."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -51,11 +58,17 @@ class Parts:
     """The EDNS option in our own queries (`wire.loop_option`): one that a pod sends has come back."""
     withdraw: Callable[[Sequence[Element]], None]
     """Take elements out of the kernel that a bound pushed out of the ledger."""
-    record: Callable[[DnsRecord], None]
+    record: Callable[[DnsRecord], Any]
+    """Put a record into the audit log; returns its form, whatever that is, for `repeat`."""
+    repeat: Callable[[Any, float, int, int], None]
+    """The same record once more, but for its time (seconds since the epoch), the client's port, and the latency in
+    microseconds."""
     clock: Callable[[], float]
     """Monotonic seconds."""
     wall: Callable[[], float]
     """Seconds since the epoch, for records alone."""
+    flush: Callable[[], None] = _nothing
+    """A batch is done: what was asked and posted meanwhile may go."""
 
 
 class Query:
@@ -63,6 +76,8 @@ class Query:
 
     decision = UNSELECTED
     finished = False
+    tail = b""
+    """What the pod sent, behind the ID, where the same was asked before."""
 
     def __init__(self, client: Client, ident: int, question: Question, party: Party, started: float) -> None:
         self.client = client

@@ -12,6 +12,7 @@ from egressd.cache import Entry, TtlCache
 from egressd.wire import Answer
 
 if TYPE_CHECKING:
+    from egressd.names import Name
     from egressd.settings import Cache
     from egressd.wire import Question
 
@@ -21,6 +22,9 @@ MAX_TTL_S: Final = 86_400
 """Longest an answer is kept, whatever its TTL says (RFC 8767 section 4 asks for a bound of this order)."""
 MAX_NEGATIVE_TTL_S: Final = 3_600
 """Longest that a name is remembered not to exist (RFC 2308 section 5: one to three hours)."""
+
+ADDRESS_TYPES: Final = (1, 28, 65)
+"""A, AAAA and HTTPS (RFC 9460, whose hints are addresses)."""
 
 NOERROR: Final = 0
 SERVFAIL: Final = 2
@@ -34,13 +38,18 @@ class Refresh(NamedTuple):
     question: Question
 
 
-class Kept(NamedTuple):
-    """An answer from the cache: how old it is, and whether it is past its TTL."""
+class Kept:
+    """An answer: how old it is, whether it is past its TTL, and where it is kept, unless it came just now."""
 
-    answer: Answer
-    age: int
-    stale: bool
-    cached: bool = True
+    __slots__ = ("age", "answer", "entry", "stale")
+
+    def __init__(
+        self, answer: Answer, age: int = 0, *, stale: bool = False, entry: Entry[Answer] | None = None
+    ) -> None:
+        self.answer = answer
+        self.age = age
+        self.stale = stale
+        self.entry = entry
 
 
 class Store:
@@ -67,7 +76,12 @@ class Store:
             self._counters["cache_misses"] += 1
             return None, False
         self._counters["cache_hits"] += 1
-        return Kept(entry.value, entry.age(now), False), entry.worth_refreshing(now)
+        return Kept(entry.value, entry.age(now), entry=entry), entry.worth_refreshing(now)
+
+    def hit(self, entry: Entry[Answer]) -> None:
+        """An answer that `find` gave before was given again."""
+        entry.hit()
+        self._counters["cache_hits"] += 1
 
     def stale(self, question: Question, now: float) -> Kept | None:
         """What may be served although nobody answers (RFC 8767)."""
@@ -75,7 +89,21 @@ class Store:
         if entry is None:
             return None
         fresh = entry.expires > now
-        return Kept(entry.value, entry.age(now), not fresh)
+        return Kept(entry.value, entry.age(now), stale=not fresh, entry=entry)
+
+    def last(self, name: Name, now: float) -> list[tuple[Answer, int]]:
+        """The latest answers about a name that led to addresses, one for each type, and their age in seconds; expired
+        ones too, as long as they are kept. For explanations: nobody counts as having asked."""
+        labels = [label.encode() for label in name.split(".")]
+        wire = b"".join([*(bytes((len(label),)) + label for label in labels), b"\0"])
+        found = []
+        for qtype in ADDRESS_TYPES:
+            asked = wire + qtype.to_bytes(2) + b"\0\1"
+            entries = [entry for flags in range(8) if (entry := self._cache.peek(asked + bytes((flags,)))) is not None]
+            if entries:
+                entry = max(entries, key=lambda one: one.stored)
+                found.append((entry.value, entry.age(now)))
+        return found
 
     def keep(self, question: Question, answer: Answer | Any, now: float) -> None:
         """Keep what upstream said, for as long as it says."""

@@ -28,11 +28,12 @@ class Tally:
         self.latency_us = [0] * (len(BOUNDS_US) + 1)
         self.latency_sum_us = 0
 
-    def add(self, decision: Decision, age_s: float) -> None:
-        """One query ended with this decision, `age_s` seconds after it came."""
+    def add(self, decision: Decision, age_s: float) -> int:
+        """One query ended with this decision, `age_s` seconds after it came; returns that in microseconds."""
         key = decision.verdict, decision.reason
         queries = self.queries
         queries[key] = queries.get(key, 0) + 1
         latency_us = int(age_s * 1e6)
         self.latency_us[bisect_left(BOUNDS_US, latency_us)] += 1
         self.latency_sum_us += latency_us
+        return latency_us

@@ -1,5 +1,6 @@
 """Grants: which addresses are open, for whom, through which name, until when (policy.md, Grants). Sans-IO."""
 
+from egressd.grants.crowd import Crowd
 from egressd.grants.elements import (
     UNSELECTED_SUBJECT,
     WIDE_RANGE,
@@ -16,6 +17,7 @@ __all__ = [
     "UNSELECTED_SUBJECT",
     "WIDE_RANGE",
     "Admission",
+    "Crowd",
     "Element",
     "GrantView",
     "Key",

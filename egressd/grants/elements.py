@@ -82,12 +82,70 @@ Permit = Callable[[Name, bytes], Ports]
 """What a policy lets a name open of an address today; empty when nothing."""
 
 
-@dataclass(slots=True)
 class _Held:
-    """One element: until when the kernel has it, and which names hold it until when."""
+    """One element: until when the kernel has it, and which names hold it until when.
 
-    programmed: float
-    holders: dict[Name, float]
+    Most are held by one name, and there may be a hundred thousand of them, so that one costs no dictionary. Some are
+    held by a hundred thousand names (a wildcard that leads to a few addresses, under a flood), so that letting go must
+    not look at all of them: as long as somebody holds it to its end, that is when it ends.
+    """
+
+    __slots__ = ("_many", "_name", "_until", "last", "programmed")
+
+    def __init__(self, programmed: float, name: Name) -> None:
+        self.programmed = programmed
+        self.last = 1
+        """Holders that hold it to its very end; at 0 all are to be looked at."""
+        self._name: Name | None = name
+        self._until = programmed
+        self._many: dict[Name, float] | None = None
+        """All holders, from the first time on that there were two."""
+
+    @property
+    def name(self) -> Name | None:
+        """A name that holds it; None if there is none."""
+        return next(iter(self._many), None) if self._many is not None else self._name
+
+    def program(self, until: float) -> None:
+        """The kernel is told another end."""
+        self.programmed = until
+        self.last = 0
+
+    def keep(self, name: Name, until: float) -> None:
+        """`name` holds it until then, whether or not it did before."""
+        self.last += (until == self.programmed) - (self._held_until(name) == self.programmed)
+        if self._many is not None:
+            self._many[name] = until
+        elif self._name is None or self._name == name:
+            self._name, self._until = name, until
+        else:
+            self._many = {self._name: self._until, name: until}
+
+    def let_go(self, name: Name) -> None:
+        self.last -= self._held_until(name) == self.programmed
+        if self._many is not None:
+            self._many.pop(name, None)
+        elif self._name == name:
+            self._name = None
+
+    def ends(self) -> tuple[Name, float]:
+        """The name that holds it longest, and until when. There must be one."""
+        if self._many is not None:
+            return max(self._many.items(), key=lambda item: item[1])
+        if self._name is None:
+            raise LookupError("nobody holds this element")
+        return self._name, self._until
+
+    def shorten(self, until: float) -> None:
+        """It ends with those that hold it longest, which is then."""
+        self.programmed = until
+        ends = self._many.values() if self._many is not None else (self._until,)
+        self.last = sum(1 for end in ends if end == until)
+
+    def _held_until(self, name: Name) -> float:
+        if self._many is not None:
+            return self._many.get(name, -1.0)
+        return self._until if self._name == name else -1.0
 
 
 @dataclass(slots=True)
@@ -98,6 +156,8 @@ class Grant:
     until: float
     due: int = 0
     """The second that it is kept under in `Due`."""
+    live: bool = False
+    """Whether the last look at the connections found one to it, and no bound has passed it over since (crowd.py)."""
 
 
 _expansions: dict[tuple[Ports, int], tuple[tuple[str, PortSpan | None], ...]] = {}
@@ -168,15 +228,15 @@ class Elements:
         for key, element in zip(keys, elements, strict=True):
             _, kind, _, span = key
             if element is None:
-                held[key] = _Held(until, {name: until})
+                held[key] = _Held(until, name)
                 if kind == "range" and span is not None:
                     self.ranges[subject, span] += 1
                 writes.append(Element(subject, kind, address, span, lifetime_ms, name, False))
                 continue
             if element.programmed < enough:
-                element.programmed = until
+                element.program(until)
                 writes.append(Element(subject, kind, address, span, lifetime_ms, name, True))
-            element.holders[name] = until
+            element.keep(name, until)
         return writes
 
     def release(self, subject: int, name: Name, address: bytes, ports: Ports, now: float) -> list[Element]:
@@ -190,8 +250,8 @@ class Elements:
             element = self.held.get(key)
             if element is None:
                 continue
-            element.holders.pop(name, None)
-            if element.holders and (element.programmed <= now or max(element.holders.values()) > now):
+            element.let_go(name)
+            if element.name is not None and (element.programmed <= now or element.last > 0 or element.ends()[1] > now):
                 continue
             del self.held[key]
             if kind == "range" and span is not None:
@@ -206,11 +266,11 @@ class Elements:
         writes = []
         for kind, span in expand(ports, len(address)):
             element = self.held.get((subject, kind, address, span))
-            if element is None:
+            if element is None or element.name is None or element.last > 0 or element.programmed <= now:
                 continue
-            name, until = max(element.holders.items(), key=lambda item: item[1])
+            name, until = element.ends()
             if until < element.programmed and until > now:
-                element.programmed = until
+                element.shorten(until)
                 writes.append(Element(subject, kind, address, span, milliseconds(until - now), name, True))
         return writes
 

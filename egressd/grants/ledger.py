@@ -8,9 +8,11 @@ read, so an element lives there at least as long as here. `now` is monotonic sec
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import islice
 
+from egressd.grants.crowd import EVICT_MOST, LOOK, NEAR, OVERSHOOT, Crowd, oldest_address, oldest_name
 from egressd.grants.due import Due
 from egressd.grants.elements import (
     LINGER_S,
@@ -32,18 +34,39 @@ __all__ = ["Ledger"]
 
 
 class Ledger:
-    """All grants of the node, bounded by `per_name` and `total` (dns.md, Budgets)."""
+    """All grants of the node, bounded by `per_name` and `total` (dns.md, Budgets).
+
+    `total` holds at every moment. `per_name` holds after `trim`, which is to be called when `crowded` says so, but for
+    grants with a live connection: these stay, up to `overshoot` more, which holds at every moment too. What no policy
+    selects (`UNSELECTED_SUBJECT`) opens nothing, so there `per_name` needs no look.
+    """
 
     def __init__(
-        self, *, minimum_s: float = 60.0, grace_s: float = 30.0, per_name: int = 1024, total: int = 200_000
+        self,
+        *,
+        minimum_s: float = 60.0,
+        grace_s: float = 30.0,
+        per_name: int = 1024,
+        total: int = 200_000,
+        overshoot: int = OVERSHOOT,
     ) -> None:
         self.minimum_s = minimum_s
         self.grace_s = grace_s
         self.per_name = per_name
         self.total = total
+        self._overshoot = overshoot
         self.evicted = 0
-        self._names: dict[int, dict[Name, dict[bytes, Grant]]] = {}
-        """By subject; there in OrderedDicts, whose oldest entry is found at once, as `_bound` does."""
+        """Elements that a bound pushed out."""
+        self.kept_live = 0
+        """Times that a bound passed over a grant because a connection to it was alive."""
+        self.generation = 0
+        """One more whenever an element may end sooner than was said: as long as it is the same, what was open for a
+        while longer is so still."""
+        self._names: dict[int, OrderedDict[Name, dict[bytes, Grant]]] = {}
+        """By subject; there in OrderedDicts, whose oldest entry is found at once, as `_bound` does. All are in the
+        order in which they are to leave (crowd.py)."""
+        self._crowded: dict[tuple[int, Name], None] = {}
+        """Names of selected subjects that have, or had, more than `per_name`."""
         self._sizes: Counter[int] = Counter()
         self._elements = Elements()
         self._due = Due()
@@ -93,6 +116,11 @@ class Ledger:
             held = names[name] = {}
         return held
 
+    def _of(self, subject: int, name: Name) -> dict[bytes, Grant]:
+        """The same without making a place."""
+        names = self._names.get(subject)
+        return names.get(name, {}) if names is not None else {}
+
     def _open(
         self, subject: int, name: Name, address: bytes, grant: Grant, enough: float, now: float, out: Admission
     ) -> None:
@@ -101,54 +129,130 @@ class Ledger:
         held[address] = grant  # inserted last: `held` is in order of renewal, oldest first
         if before is None:
             self._sizes[subject] += 1
+            if len(held) > self.per_name and subject != UNSELECTED_SUBJECT:
+                self._crowded[subject, name] = None
             grant.due = self._due.put((subject, name, address), grant.until, now)
         else:
-            grant.due = before.due
+            grant.due, grant.live = before.due, before.live
             if before.ports == grant.ports:
                 grant.until = max(grant.until, before.until)
         if before is not None and before.ports != grant.ports and subject != UNSELECTED_SUBJECT:
+            self.generation += 1
             out.gone.extend(self._elements.release(subject, name, address, before.ports, now))
+            out.writes.extend(self._elements.shorten(subject, address, before.ports, now))
         if subject != UNSELECTED_SUBJECT:
             out.writes.extend(self._elements.hold(subject, name, address, grant, enough, now))
 
     def doubt(self, writes: Iterable[Element]) -> None:
         """The kernel refused these writes: whether the elements are there is unknown until they are written again."""
+        self.generation += 1
         for write in writes:
             element = self._elements.held.get(write[:4])
             if element is not None:
-                element.programmed = 0.0
+                element.program(0.0)
 
     # -------------------------------------------------------------------------------------------- bounds
 
     def _bound(self, subject: int, name: Name, now: float, asked: Admission) -> Admission:
-        """What was asked, less what is too much; each element is said once, as it stands in the end."""
-        writes = {write[:4]: write for write in asked.writes}
-        gone: list[Element] = []
-
-        def drop(number: int, of: Name, address: bytes) -> None:
-            dropped = self._drop(number, of, address, now)
-            writes.update((write[:4], write) for write in dropped.writes)
-            gone.extend(dropped.gone)
-
-        held = self._names[subject].get(name, {})
-        while len(held) > self.per_name:
-            drop(subject, name, next(iter(held)))
+        """What was asked, less what is too much at once; each element is said once, as it stands in the end."""
+        most = self.per_name + (self._overshoot if subject != UNSELECTED_SUBJECT else 0)
+        held = self._names[subject][name]
+        if len(held) <= most and len(self) <= self.total:
+            return asked
+        out = Admission([], [])
+        while len(held) > most:
+            address, passed = oldest_address(held)
+            self._push_out(subject, name, address, passed, now, out)
         while len(self) > self.total:
             heaviest = self._sizes.most_common(1)[0][0]
-            oldest = next(iter(self._names[heaviest]))
-            drop(heaviest, oldest, next(iter(self._names[heaviest][oldest])))
-        left = {element[:4] for element in gone}
-        self.evicted += len(gone)
-        return Admission([write for key, write in writes.items() if key not in left], [*asked.gone, *gone])
+            names = self._names[heaviest]
+            oldest, passed = oldest_name(names)
+            address, more = oldest_address(names[oldest])
+            self._push_out(heaviest, oldest, address, passed + more, now, out)
+        return self._less(asked, out)
+
+    def _push_out(self, subject: int, name: Name, address: bytes, passed: int, now: float, out: Admission) -> None:
+        dropped = self._drop(subject, name, address, now)
+        out.writes.extend(dropped.writes)
+        out.gone.extend(dropped.gone)
+        self.kept_live += passed
+        self.evicted += len(dropped.gone)
+
+    @staticmethod
+    def _less(asked: Admission, out: Admission) -> Admission:
+        """One admission after another, as one."""
+        left = {element[:4] for element in out.gone}
+        writes = {write[:4]: write for write in (*asked.writes, *out.writes)}
+        return Admission([write for key, write in writes.items() if key not in left], [*asked.gone, *out.gone])
+
+    def crowded(self) -> Crowd | None:
+        """What `trim` needs to be told about the connections of; None while no bound is passed or near."""
+        found: dict[tuple[int, Name], None] = {}
+        addresses: dict[int, set[bytes]] = {}
+        left = LOOK
+        for subject, name in list(islice(self._crowded, LOOK)):
+            if len(self._names[subject][name]) <= self.per_name:
+                del self._crowded[subject, name]
+        for subject, name in (*islice(self._crowded, LOOK), *self._next_to_leave()):
+            if left <= 0:
+                break
+            held = self._names[subject][name]
+            found[subject, name] = None
+            addresses.setdefault(subject, set()).update(held)
+            left -= len(held)
+        if not found:
+            return None
+        return Crowd(tuple(found), {subject: frozenset(them) for subject, them in addresses.items()})
+
+    def _next_to_leave(self) -> list[tuple[int, Name]]:
+        """The names that the total bound would take from first, while it is near."""
+        if len(self._due) <= self.total - self.total // NEAR:
+            return []
+        heaviest = self._sizes.most_common(1)[0][0]
+        if heaviest == UNSELECTED_SUBJECT:
+            return []
+        return [(heaviest, name) for name in islice(self._names[heaviest], LOOK)]
+
+    def trim(self, crowd: Crowd, live: Mapping[int, AbstractSet[bytes]], now: float) -> Admission:
+        """Push out what a name has too much, oldest first, `EVICT_MOST` at most and none of the `live` addresses.
+
+        `live` are those of `crowd.addresses` to which a pod of the subject has a live connection. An address that came
+        since is left alone, as nobody has looked; a grant that stays for its connection counts as just renewed.
+        """
+        out = Admission([], [])
+        left = EVICT_MOST
+        for subject, name in crowd.names:
+            held = self._of(subject, name)
+            excess = len(held) - self.per_name
+            asked, alive = crowd.addresses[subject], live.get(subject, frozenset())
+            for address in [address for address in held if address in asked]:
+                grant = held[address]
+                grant.live = address in alive
+                if excess <= 0 or left <= 0:
+                    continue
+                if grant.live:
+                    held[address] = held.pop(address)
+                    self.kept_live += 1
+                else:
+                    before = len(out.gone)
+                    self._push_out(subject, name, address, 0, now, out)
+                    excess, left = excess - 1, left - max(1, len(out.gone) - before)
+            if (subject, name) in self._crowded:
+                del self._crowded[subject, name]
+                if excess > 0:
+                    self._crowded[subject, name] = None  # behind the others
+        return self._settled(out, now)
 
     def _drop(self, subject: int, name: Name, address: bytes, now: float) -> Admission:
         """Forget one grant: elements nobody else holds leave, others end with those who still hold them."""
+        self.generation += 1
         names = self._names[subject]
         grant = names[name].pop(address)
         self._due.remove((subject, name, address), grant.due)
         self._sizes[subject] -= 1
         if not names[name]:
             del names[name]
+            self._crowded.pop((subject, name), None)
         if not names:
             del self._names[subject], self._sizes[subject]
         if subject == UNSELECTED_SUBJECT:
@@ -207,7 +311,7 @@ class Ledger:
         out = Admission([], [])
         for name, address, grant in self._live(source, now):
             ports = permit(name, address)
-            known = self._names.get(target, {}).get(name, {}).get(address)
+            known = self._of(target, name).get(address)
             if ports and (known is None or known.until < grant.until):
                 self._open(target, name, address, Grant(ports, grant.until), grant.until, now, out)
         return out.writes
@@ -222,8 +326,8 @@ class Ledger:
         """Every live element of the subject, for a kernel that has lost them or never had them."""
         out = []
         for (number, kind, address, span), element in self._elements.held.items():
-            if number == subject and element.programmed > now:
-                lifetime_ms, name = milliseconds(element.programmed - now), next(iter(element.holders))
+            if number == subject and element.programmed > now and (name := element.name) is not None:
+                lifetime_ms = milliseconds(element.programmed - now)
                 out.append(Element(number, kind, address, span, lifetime_ms, name, False))
         return out
 
@@ -259,7 +363,7 @@ class Ledger:
 
     def views(self, subject: int, name: Name, now: float) -> list[GrantView]:
         """The live grants that a name has given a subject."""
-        held = self._names.get(subject, {}).get(name, {})
+        held = self._of(subject, name)
         return [
             GrantView(subject, name, address, grant.ports, grant.until - now)
             for address, grant in held.items()

@@ -1,63 +1,57 @@
 """The kernel side: one nf_tables table, one template, and policies, pods and grants as data in it.
 
-Everything is said over one netlink socket in hand-packed messages, each change in one atomic transaction that is
-complete when the call returns. kernel.md is the law; template.py is the part to audit. Nothing here is safe to call
-from two threads.
+Everything is said over one netlink socket in hand-packed messages. Each change takes effect in one atomic transaction,
+which is complete when the call returns; where it needs sets or instances that no packet may meet half filled, another
+one has prepared them (change.py). kernel.md is the law; template.py is the part to audit. Nothing here is safe to
+call from two threads.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from pyroute2.netlink import NLM_F_CREATE
-from pyroute2.netlink.nfnetlink.nftsocket import (
-    NFPROTO_IPV4,
-    NFPROTO_IPV6,
-    NFT_MSG_DELTABLE,
-    NFT_MSG_NEWCHAIN,
-    NFT_MSG_NEWTABLE,
-)
+from pyroute2.netlink.nfnetlink.nftsocket import NFPROTO_IPV4, NFPROTO_IPV6, NFT_MSG_DELTABLE, NFT_MSG_NEWTABLE
 
 from egressd.errors import EnvironmentProblem, KernelError
 from egressd.kernel.bridge.table import BridgeTable
-from egressd.kernel.change import Change, ChangeWriter, rule_message
+from egressd.kernel.change import Change, ChangeWriter, Steps
 from egressd.kernel.comments import COMMENT, INSTANCE, user_data
 from egressd.kernel.compare import difference, rules_of
-from egressd.kernel.elements import (
-    GrantWriter,
-    SetHeaders,
-    add_elements,
-    element,
-    interval_elements,
-    renew_elements,
-)
-from egressd.kernel.expr import IPV4, IPV6, NF_ACCEPT
-from egressd.kernel.netlink import Channel, Message, Refused, be32, blob, nested, pack_batch, string
+from egressd.kernel.elements import GrantWriter, SetHeaders, element, renew_elements
+from egressd.kernel.netlink import Channel, Message, Refused, be32, blob, pack_batch, string
+from egressd.kernel.node import HEARTBEAT, NodeWriter
 from egressd.kernel.probe import missing, refuse_kernel
-from egressd.kernel.sets import NODE_SETS, PORTED, SetSpec, blocks_of, create_set
+from egressd.kernel.sets import split_name
 from egressd.kernel.state import (
+    NODE,
     Installed,
     LiveGrant,
     PodElement,
     Snapshot,
     TableFacts,
+    chains_of,
     installed,
+    sets_of,
     snapshot,
     table_facts,
 )
-from egressd.kernel.template import Chain, base_chains, subject_chain
-from egressd.model import Address, Block
+from egressd.kernel.template import subject_chain
+from egressd.kernel.verdicts import records_all
 
 if TYPE_CHECKING:
     from egressd.grants import Element
     from egressd.settings import Settings
 
 __all__ = ["SCHEMA", "Change", "Kernel", "LiveGrant", "PodElement", "Snapshot"]
+
+log = logging.getLogger("egressd.kernel")
 
 OURS: Final = "egressd schema "
 SCHEMA: Final = f"{OURS}1"
@@ -66,12 +60,10 @@ REINSTALL: Final = "install the table again"
 HEARTBEAT_MS: Final = 3000
 INSTALL_TRIES: Final = 3
 """Once more without the flags of an owner, and once more if the table went away between looking and writing."""
-PORTED_PROTOCOLS: Final = (6, 17, 33, 132, 136)
-"""TCP, UDP, DCCP, SCTP, UDP-Lite."""
-EVERYWHERE: Final = tuple(Block(Address(bytes(length)), Address(b"\xff" * length)) for length in (4, 16))
 RESYNC: Final = frozenset({errno.ENOENT, errno.EEXIST, errno.EBUSY})
 """Errors that mean: the table is not what we believe."""
-OWNED: Final = 0x2 | 0x4
+OWNER, PERSIST = 0x2, 0x4
+OWNED: Final = OWNER | PERSIST
 """NFT_TABLE_F_OWNER and _PERSIST (6.9): only our socket writes, and what it wrote outlives it, open to the next.
 Owner without persist (5.12) would take the table away with the process, and is never used."""
 UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
@@ -91,7 +83,8 @@ class Kernel:
         self._table = settings.firewall.table
         self._channel = Channel()
         self._headers = SetHeaders(self._table)
-        self._changes = ChangeWriter(self._table, self._headers, local=settings.in_cluster == "Allow")
+        local = settings.in_cluster == "Allow"
+        self._changes = ChangeWriter(self._table, self._headers, local=local, recorded=records_all(settings))
         self._grants = GrantWriter(self._headers)
         self._state = Installed()
         beats = [element(bytes((family,)), lifetime_ms=HEARTBEAT_MS) for family in (NFPROTO_IPV4, NFPROTO_IPV6)]
@@ -100,15 +93,17 @@ class Kernel:
         self._beat = pack_batch(self._beats)
 
     def install(self, change: Change | None = None, *, beating: bool = False) -> None:
-        """Create the table with its chains, node-level sets and, if given, a first `change`, in one transaction.
+        """Create the table with its chains, node-level sets and, if given, a first `change`; all of it or nothing.
 
-        A table of ours that is there already, of whatever schema, is replaced. `beating`: interception is on from the
-        start, so that no query passes by between two versions. Raises `EnvironmentProblem` without the right to, on a
-        kernel that lacks a feature (each is named), and if the table of that name is somebody else's.
+        A table of ours that is there already changes over in one transaction. One of another schema, or one that this
+        socket cannot own, is deleted and written anew in one; then alone is there an instant in which address ranges
+        do not count yet. `beating`: interception is on from the start, so that no query passes by between two
+        versions. Raises `EnvironmentProblem` without the right to, on a kernel that lacks a feature (each is named),
+        and if the table of that name is somebody else's.
         """
         for _ in range(INSTALL_TRIES):
             try:
-                self._state = self._replace(change, beating=beating)
+                self._state = self._write(change or Change(), beating=beating)
             except Refused as error:
                 if error.errno == errno.ENOENT:
                     continue  # it went away after we looked
@@ -117,22 +112,55 @@ class Kernel:
                 self._flags = 0
             else:
                 return
+            finally:
+                self._changes.follow(self._state)
         raise KernelError("the table was taken away while it was being written", errno.EAGAIN)
 
-    def _replace(self, change: Change | None, *, beating: bool) -> Installed:
-        """One transaction: the old table out, the new one in. What is owned cannot be added twice, so look first."""
-        there = self._check_ours()
-        state = Installed()
-        messages = [self._table_message(NFT_MSG_DELTABLE)] if there else []
-        messages += [self._table_message(NFT_MSG_NEWTABLE), *self._node_messages()]
-        if change is not None:
-            messages += self._changes.messages(change, state, renew=True)
-        if beating:
-            messages += [Message(*body, "begin the heartbeat") for body in self._beats]
+    def _write(self, change: Change, *, beating: bool) -> Installed:
+        facts = self._check_ours()
+        if facts is not None and self._usable(facts):
+            try:
+                return self._change_over(change, beating=beating, there=True)
+            except Refused as error:
+                log.info("the table cannot be changed over (%s): it is deleted and written anew", error)
+        return self._change_over(change, beating=beating, there=False, deleted=facts is not None)
+
+    def _change_over(self, change: Change, *, beating: bool, there: bool, deleted: bool = False) -> Installed:
+        """`there`: into the table that is there. `deleted`: that one goes first, which needs a single transaction."""
+        sets = sets_of(self._channel, self._table) if there else {}
+        chains = chains_of(self._channel, self._table) if there else {}
+        before = Installed()
+        for name in sets:
+            before.meet(name)
+        state = Installed(generations=before.generations)
+        mark = struct.pack("BB", INSTANCE, len(self._instance)) + self._instance
+        node = NodeWriter(self._settings, self._headers, state.generation(NODE), mark)
+        state.node = node.names
+        self._changes.follow(state)
+        known = {number: chains.get(subject_chain(number)) for number in change.subjects}
+        taken = before.subjects.keys() | {number for number, chain in known.items() if chain or not there}
+        staying = {number for number, chain in known.items() if chain and chain.says(change.subjects[number].comment)}
+        steps = self._changes.steps(change, state, renew=True, taken=taken, staying=staying)
         bindings = self.bridge.carried(state.pods)
-        self._channel.transact(messages + self.bridge.anew(bindings))
+        stage = [self._table_message(NFT_MSG_NEWTABLE), *node.stage(), *steps.stage]
+        clear = node.clear(sets, chains, {subject_chain(number) for number in staying}) if there else ()
+        flip = [*clear, *node.flip(sets), *steps.flip]
+        if beating:
+            flip += [Message(*body, "begin the heartbeat") for body in self._beats]
+        flip += self.bridge.anew(bindings)
+        if deleted:
+            self._channel.transact([self._table_message(NFT_MSG_DELTABLE), *stage, *flip])
+        else:
+            undo = [*steps.undo, *node.unstage()] if there else [self._table_message(NFT_MSG_DELTABLE)]
+            self._transact(Steps(stage, flip, undo))
         self.bridge.wrote(bindings)
+        self._base = node.rules
         return state
+
+    def _usable(self, facts: TableFacts) -> bool:
+        """Whether the table can stay: of this schema, and ours to own, or not owned where it need not be."""
+        owned = facts.owner == self.port or facts.flags == PERSIST
+        return facts.comment == SCHEMA and (owned if self._flags else not facts.flags & OWNER)
 
     def apply(self, change: Change) -> None:
         """Make a change, all of it or, raising `KernelError`, nothing of it. Its grants may be there already.
@@ -140,25 +168,54 @@ class Kernel:
         Where the table turns out not to be what was last written, it is read back and the change tried once more.
         """
         state = self._state.copy()
-        messages = self._changes.messages(change, state)
-        if not messages:
-            return
         try:
-            self._channel.transact(messages)
+            self._transact(self._changes.steps(change, state))
+            self._state = state
         except Refused as error:
             if error.errno not in RESYNC:
                 raise
             self._state = self._read_installed()
+            self._changes.follow(self._state)
             state = self._state.copy()
-            messages = self._changes.messages(change, state, renew=True)
-            if messages:
-                self._channel.transact(messages)
-        self._state = state
+            self._transact(self._changes.steps(change, state, renew=True))
+            self._state = state
+        finally:
+            self._changes.follow(self._state)
+
+    def _transact(self, steps: Steps) -> None:
+        """Stage, then flip. What was staged for a flip that did not happen goes again, and nothing has changed."""
+        if steps.stage:
+            self._channel.transact(steps.stage)
+        if not steps.flip:
+            return
+        try:
+            self._channel.transact(steps.flip)
+        except KernelError:
+            if steps.stage and steps.undo:
+                self._take_back(steps.undo)
+            raise
+
+    def _take_back(self, messages: Sequence[Message]) -> None:
+        """What stays nobody refers to; the next installation takes it out."""
+        try:
+            self._channel.transact(messages)
+        except KernelError as error:
+            log.warning("what was prepared for a change that failed stays in the table: %s", error)
 
     def program(self, elements: Sequence[Element]) -> None:
-        """Write grants in one transaction: the hot path. After it each lives for its full lifetime from now."""
+        """Write grants in one transaction: the hot path. After it each lives for its full lifetime from now.
+
+        Raises `KernelError` with ETIMEDOUT where the kernel took them, but later than `grants.program_timeout`.
+        """
         if not elements:
             return
+        started = time.monotonic()
+        self._program(elements)
+        took = time.monotonic() - started
+        if took > self._settings.grants.program_timeout:
+            raise KernelError(f"{len(elements)} grants were acknowledged only after {took:.3g} s", errno.ETIMEDOUT)
+
+    def _program(self, elements: Sequence[Element]) -> None:
         refusals = self._channel.commit(pack_batch(self._grants.write(elements)))
         if not refusals:
             return
@@ -230,8 +287,10 @@ class Kernel:
 
     def usurped(self) -> bool:
         """Whether another run of egressd has written the table since we did."""
-        facts = self._facts()
-        return facts is not None and facts.instance != self._instance
+        if self._facts() is None:
+            return False
+        sets = sets_of(self._channel, self._table)
+        return sets.get(HEARTBEAT, self._instance) != self._instance
 
     def difference(self) -> str:
         """What somebody else changed, in words; empty if nothing that names and numbers show (compare.py)."""
@@ -252,6 +311,12 @@ class Kernel:
         found = installed(self._channel, self._table)
         rules = rules_of(self._channel, self._table)
         found.rules = {subject: rules.get(subject_chain(subject), 0) for subject in found.subjects}
+        found.node = self._state.node
+        for subject, names in found.subjects.items():
+            if len({split_name(name)[0] for name in names if name.startswith("grant")}) < sum(
+                name.startswith("grant") for name in names
+            ):
+                raise KernelError(f"there are two sets for the same grants of subject {subject}", errno.EIO, REINSTALL)
         return found
 
     # ----------------------------------------------------------------------------------------- installing
@@ -263,18 +328,18 @@ class Kernel:
         except KernelError as error:
             raise self._diagnose(error) from error
 
-    def _check_ours(self) -> bool:
-        """Whether the table is there; one that is not ours is an `EnvironmentProblem`."""
+    def _check_ours(self) -> TableFacts | None:
+        """The table, None if there is none; one that is not ours is an `EnvironmentProblem`."""
         facts = self._facts()
         if facts is None:
-            return False
+            return None
         if not _is_ours(facts):
             raise EnvironmentProblem(
                 f"a table inet {self._table} is there already, and egressd did not make it",
                 f"choose another name with firewall.table, or delete it: nft delete table inet {self._table}",
             )
         self._check_owner(facts)
-        return True
+        return facts
 
     def _check_owner(self, facts: TableFacts | None) -> None:
         if facts is not None and facts.owner not in (0, self.port):
@@ -294,58 +359,12 @@ class Kernel:
         return refuse_kernel(lacking) if lacking else error
 
     def _table_message(self, kind: int) -> Message:
-        """Create or delete the table."""
+        """Create (or, where it is there, own) or delete the table."""
         if kind == NFT_MSG_DELTABLE:
             return Message(kind, 0, string(1, self._table), f"delete table inet {self._table}")
-        instance = struct.pack("BB", INSTANCE, len(self._instance)) + self._instance
         flags = be32(2, self._flags) if self._flags else b""
-        body = string(1, self._table) + flags + blob(6, user_data(COMMENT, SCHEMA) + instance)
+        body = string(1, self._table) + flags + blob(6, user_data(COMMENT, SCHEMA))
         return Message(kind, NLM_F_CREATE, body, f"create table inet {self._table}")
-
-    def _node_messages(self) -> list[Message]:
-        """Node-level sets and what the settings put into them, base chains, rules."""
-        chains = base_chains(self._settings)
-        self._base = {chain.name: len(chain.rules) for chain in chains}
-        out = [create_set(self._table, self._spec(spec)) for spec in NODE_SETS]
-        for name, entries in self._node_elements():
-            for kind, flags, body in add_elements(self._headers.named(name), entries):
-                out.append(Message(kind, flags, body, f"fill set {name}"))
-        out += [self._chain_message(chain) for chain in chains]
-        out += [rule_message(self._table, chain.name, rule) for chain in chains for rule in chain.rules]
-        return out
-
-    def _spec(self, spec: SetSpec) -> SetSpec:
-        """Resolvers by address are a plain set: the kernel fills interval sets only at the end of a commit, when rules
-        are in force already (nft_set_commit_update), and queries of that moment would not be taken."""
-        if self._settings.dns.foreign == "Answer" or not spec.name.startswith("resolvers"):
-            return spec
-        return replace(spec, kind=replace(spec.kind, flags=0))
-
-    def _node_elements(self) -> Iterator[tuple[str, Iterable[bytes]]]:
-        settings = self._settings
-        foreign = settings.dns.foreign == "Answer"
-        servers = settings.dns.servers or tuple(upstream.address for upstream in settings.dns.upstreams)
-        ranges = {
-            "unidentified": () if settings.pod_interfaces else settings.pod_cidrs,
-            "cluster": settings.cluster_cidrs if settings.in_cluster == "Allow" else (),
-            **({"resolvers": EVERYWHERE} if foreign else {}),
-        }
-        for stem, blocks in ranges.items():
-            for family in (IPV4, IPV6):
-                yield f"{stem}{family.number}", interval_elements(blocks_of(blocks, family.length))
-        for family in () if foreign else (IPV4, IPV6):
-            own = dict.fromkeys(server for server in servers if len(server) == family.length)
-            yield f"resolvers{family.number}", map(element, own)
-        yield PORTED.name, [element(bytes((protocol,))) for protocol in PORTED_PROTOCOLS]
-
-    def _chain_message(self, chain: Chain) -> Message:
-        parts = [string(1, self._table), string(3, chain.name)]
-        if chain.hook is not None:
-            hook = nested(4, be32(1, chain.hook.number), be32(2, chain.hook.priority & 0xFFFFFFFF))
-            parts += [hook, be32(5, NF_ACCEPT), string(7, "filter")]
-        if chain.comment:
-            parts.append(blob(12, user_data(COMMENT, chain.comment)))
-        return Message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, b"".join(parts), f"create chain {chain.name}")
 
 
 def _is_ours(facts: TableFacts | None) -> bool:

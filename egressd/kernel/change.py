@@ -1,14 +1,23 @@
-"""A change of pods, subjects and grants as one list of messages, in the order the kernel needs.
+"""A change of pods, subjects and grants as messages, in the order the kernel needs, in one transaction or two.
+
+The kernel fills interval sets at the very end of a commit, when the rules of the same transaction are in force already
+(nft_set_commit_update in nf_tables_api.c), and a chain that is new in it is empty for a packet that entered a moment
+before. So what packets must not meet half made is *staged*: new address sets are filled, and whole new instances
+written, by a first transaction that no packet can notice, as nothing refers to them yet. The second, the *flip*, is
+the change as packets see it: before it every packet is judged by what was, after it by what is to be.
 
 What refers goes before what is referred to, and comes after it: pods leave, then instances; instances come, then
-pods. Rules and address sets of a replaced instance are made anew; its grant sets stay, grants and all.
+pods. Of a replaced instance the rules are made anew, and those address sets whose contents differ; its grant sets
+stay, grants and all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pyroute2.netlink import NLM_F_APPEND, NLM_F_CREATE
 from pyroute2.netlink.nfnetlink.nftsocket import (
@@ -18,6 +27,7 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
     NFT_MSG_NEWRULE,
 )
 
+from egressd.kernel.chains import Rule
 from egressd.kernel.comments import COMMENT, user_data
 from egressd.kernel.elements import (
     Body,
@@ -32,15 +42,16 @@ from egressd.kernel.elements import (
 )
 from egressd.kernel.expr import NF_ACCEPT, NFT_GOTO, verdict_data
 from egressd.kernel.netlink import Message, blob, nested, string
-from egressd.kernel.sets import create_set, delete_set, grant_set, plan_sets, rule_set
+from egressd.kernel.sets import SetSpec, create_set, delete_set, grant_set, named, plan_sets, rule_set, split_name
 from egressd.kernel.state import Installed, PodElement
-from egressd.kernel.template import Rule, subject_chain, subject_rules
+from egressd.kernel.template import subject_chain, subject_rules
+from egressd.kernel.verdicts import ALLOWED
 
 if TYPE_CHECKING:
     from egressd.grants import Element
     from egressd.policy import Plan
 
-__all__ = ["Change", "ChangeWriter", "rule_message"]
+__all__ = ["Change", "ChangeWriter", "Steps", "rule_message"]
 
 REVOKED_MS: Final = 600_000
 """How long a cut flow's other end is kept from opening it again: longer than any UDP conntrack entry or retry lives."""
@@ -60,6 +71,16 @@ class Change:
     gone_grants: list[Element] = field(default_factory=list)
     revoked: list[tuple[bytes, bytes]] = field(default_factory=list)
     """(pod, destination) pairs whose live flows end."""
+    pardoned: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """Pairs revoked before, whose flows may live again."""
+
+
+class Steps(NamedTuple):
+    """A change as transactions: what is staged (often nothing), the flip, and what takes the staged away again."""
+
+    stage: list[Message]
+    flip: list[Message]
+    undo: list[Message]
 
 
 def rule_message(table: str, chain: str, rule: Rule) -> Message:
@@ -75,29 +96,56 @@ def _said(messages: Iterable[Body], about: str) -> Iterator[Message]:
 
 
 class ChangeWriter:
-    """Turns changes into messages; `local` says whether the node's own addresses are open (`in_cluster: Allow`)."""
+    """Turns changes into messages.
 
-    def __init__(self, table: str, headers: SetHeaders, *, local: bool) -> None:
+    `local` says whether the node's own addresses are open (`in_cluster: Allow`), `recorded` whether what is let
+    through is reported, too (`audit.flows: All`).
+    """
+
+    def __init__(self, table: str, headers: SetHeaders, *, local: bool, recorded: bool = False) -> None:
         self._table = table
         self._headers = headers
         self._grants = GrantWriter(headers)
         self._local = local
+        self._recorded = recorded
 
-    def messages(self, change: Change, state: Installed, *, renew: bool = False) -> list[Message]:
-        """One transaction; `state` becomes what stands after it. `renew`: every grant may be there already."""
+    def steps(
+        self,
+        change: Change,
+        state: Installed,
+        *,
+        renew: bool = False,
+        taken: AbstractSet[int] = frozenset(),
+        staying: AbstractSet[int] = frozenset(),
+    ) -> Steps:
+        """The change as transactions; `state` becomes what stands after them.
+
+        `renew`: every grant may be there already. `taken`: numbers of subjects that something in the table has names
+        of, which is not in `state` and goes in the flip; of those `staying` the chain is emptied only.
+        """
+        out = Steps([], [], [])
         pods = {pod.address: pod for pod in change.pods}
         leaving = [state.pods.pop(address) for address in {*change.gone_pods, *pods} if address in state.pods]
-        out = list(self._remove_pods(leaving))
+        out.flip.extend(self._remove_pods(leaving))
         for subject in sorted(change.gone_subjects):
-            out += self._remove_subject(subject, state)
-        out += _said(self._grants.withdraw(self._standing(change.gone_grants, state.subjects)), "delete grants")
+            out.flip.extend(self._remove_subject(subject, state, again=subject in change.subjects))
+        out.flip.extend(
+            _said(self._grants.withdraw(self._standing(change.gone_grants, state.subjects)), "delete grants")
+        )
+        fresh: set[str] = set()
         for subject, plan in sorted(change.subjects.items()):
-            out += self._place_subject(subject, plan, state)
-        out += self._add_pods(pods.values())
+            anew = subject in taken or subject in change.gone_subjects
+            fresh |= self._place_subject(subject, plan, state, out, anew=anew, emptied=subject in staying)
+        out.flip.extend(self._add_pods(pods.values()))
         state.pods.update(pods)
-        out += _said(self._grants.write(change.grants, renew=renew), "add grants") if change.grants else ()
-        out += self._revoke(change.revoked)
+        self._add_grants(change, fresh, out, renew=renew)
+        out.flip.extend(self._pardon(change.pardoned))
+        out.flip.extend(self._revoke(change.revoked))
         return out
+
+    def follow(self, state: Installed) -> None:
+        """This stands in the table, whatever steps were last asked for."""
+        self._headers.follow_all(state.subjects)
 
     # ------------------------------------------------------------------------------------------------- pods
 
@@ -128,7 +176,7 @@ class ChangeWriter:
 
     def _verdict(self, pod: PodElement) -> bytes:
         if pod.subject is None:
-            return verdict_data(2, NF_ACCEPT)
+            return verdict_data(2, NFT_GOTO, ALLOWED) if self._recorded else verdict_data(2, NF_ACCEPT)
         return verdict_data(2, NFT_GOTO, subject_chain(pod.subject))
 
     # --------------------------------------------------------------------------------------------- subjects
@@ -140,37 +188,87 @@ class ChangeWriter:
         chain = subject_chain(subject)
         return Message(NFT_MSG_DELRULE, 0, string(1, self._table) + string(2, chain), f"flush chain {chain}")
 
-    def _remove_subject(self, subject: int, state: Installed) -> Iterator[Message]:
+    def _create_chain(self, subject: int, plan: Plan) -> Message:
+        comment = blob(12, user_data(COMMENT, plan.comment)) if plan.comment else b""
+        body = self._chain(subject) + comment
+        return Message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, body, f"create chain {subject_chain(subject)}")
+
+    def _delete_chain(self, subject: int) -> list[Message]:
+        body, about = self._chain(subject), f"delete chain {subject_chain(subject)}"
+        return [self._flush(subject), Message(NFT_MSG_DELCHAIN, 0, body, about)]
+
+    def _remove_subject(self, subject: int, state: Installed, *, again: bool) -> Iterator[Message]:
+        """`again`: it comes back, and its new sets must not have the names of the old."""
         names = state.subjects.pop(subject, None)
         state.rules.pop(subject, None)
-        self._headers.forget(subject)
+        if not again:
+            state.generations.pop(subject, None)
+        self._headers.follow(subject, ())
         if names is None:
             return
-        yield self._flush(subject)
-        yield Message(NFT_MSG_DELCHAIN, 0, self._chain(subject), f"delete chain {subject_chain(subject)}")
-        yield from (delete_set(self._table, name) for name in sorted(names))
+        yield from self._delete_chain(subject)
+        yield from (self._delete_set(name, state) for name in sorted(names))
 
-    def _place_subject(self, subject: int, plan: Plan, state: Installed) -> Iterator[Message]:
+    def _delete_set(self, name: str, state: Installed) -> Message:
+        state.contents.pop(name, None)
+        return delete_set(self._table, name)
+
+    def _place_subject(
+        self, subject: int, plan: Plan, state: Installed, out: Steps, *, anew: bool, emptied: bool
+    ) -> set[str]:
+        """Returns the names of the sets that are new and staged. `anew`, `emptied`: see `steps`."""
         standing = state.subjects.get(subject)
+        contents = self._contents(subject, plan)
+        specs, kept = self._sets(subject, plan, state, contents)
+        whole = standing is None and not anew  # nothing refers to it: all of it is staged
+        rest = out.stage if whole else out.flip
         if standing is None:
-            comment = blob(12, user_data(COMMENT, plan.comment)) if plan.comment else b""
-            body = self._chain(subject) + comment
-            yield Message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, body, f"create chain {subject_chain(subject)}")
+            rest.extend([] if emptied else [self._create_chain(subject, plan)])
         else:
-            yield self._flush(subject)
-        grants, rules = plan_sets(subject, plan)
-        kept = (standing or set()) & {spec.name for spec in grants}
-        yield from (delete_set(self._table, name) for name in sorted((standing or set()) - kept))
-        new = [spec for spec in (*grants, *rules) if spec.name not in kept]
-        yield from (create_set(self._table, spec) for spec in new)
-        yield from self._addresses(subject, plan)
-        rules_now = subject_rules(subject, plan, local=self._local)
-        yield from (rule_message(self._table, subject_chain(subject), rule) for rule in rules_now)
-        state.rules[subject] = len(rules_now)
-        state.subjects[subject] = {spec.name for spec in (*grants, *rules)}
+            rest.append(self._flush(subject))
+            rest.extend(self._delete_set(name, state) for name in sorted(standing - kept))
+        staged = set()
+        for spec in specs:
+            early = whole or spec.interval
+            (out.stage if early else out.flip).append(create_set(self._table, spec))
+            staged |= {spec.name} if early else set()
+            packed = contents.get(split_name(spec.name)[0], [])
+            out.stage.extend(
+                _said(add_elements(self._headers.named(spec.name), packed), f"add addresses to {spec.name}")
+            )
+            if packed:
+                state.contents[spec.name] = _digest(packed)
+        state.subjects[subject] = kept | {spec.name for spec in specs}
+        self._headers.follow(subject, state.subjects[subject])
+        names = {split_name(name)[0]: name for name in state.subjects[subject]} | state.node
+        rules = subject_rules(subject, plan, names, local=self._local, recorded=self._recorded)
+        rest.extend(rule_message(self._table, subject_chain(subject), rule) for rule in rules)
+        state.rules[subject] = len(rules)
+        out.undo.extend(self._delete_chain(subject) if whole else ())
+        out.undo.extend(delete_set(self._table, name) for name in sorted(staged))
+        return staged
 
-    def _addresses(self, subject: int, plan: Plan) -> Iterator[Message]:
-        """The elements of the address sets."""
+    def _sets(
+        self, subject: int, plan: Plan, state: Installed, contents: dict[str, list[bytes]]
+    ) -> tuple[list[SetSpec], set[str]]:
+        """The sets to create, and the names of those that stay: of grants, and of the very same addresses."""
+        standing = {split_name(name)[0]: name for name in state.subjects.get(subject, ())}
+        kept = set()
+        new = []
+        for spec in (spec for specs in plan_sets(subject, plan) for spec in specs):
+            name = standing.get(spec.name, "")
+            packed = contents.get(spec.name)
+            if name and (packed is None or state.contents.get(name) == _digest(packed)):
+                kept.add(name)
+            else:
+                new.append(spec)
+        if any(spec.interval for spec in new):
+            generation = state.generation(subject)
+            new = [replace(spec, name=named(spec.name, generation)) if spec.interval else spec for spec in new]
+        return new, kept
+
+    def _contents(self, subject: int, plan: Plan) -> dict[str, list[bytes]]:
+        """The elements of the address sets, by stem."""
         entries: dict[str, list[bytes]] = {}
         for use, intervals in (("deny", plan.deny), ("report", plan.report), ("allow", plan.allow)):
             for first, last, span in intervals:
@@ -181,26 +279,65 @@ class ChangeWriter:
                 else:
                     start = endpoint(first, span.first_protocol, span.first_port)
                     into.append(element(start, end=endpoint(last, span.last_protocol, span.last_port)))
-        for name, packed in entries.items():
-            yield from _said(add_elements(self._headers.named(name), packed), f"add addresses to {name}")
+        return entries
 
     # ----------------------------------------------------------------------------------------------- grants
 
-    def _standing(self, grants: Iterable[Element], subjects: dict[int, set[str]]) -> list[Element]:
+    def _standing(self, grants: Sequence[Element], subjects: dict[int, set[str]]) -> list[Element]:
         """Those whose set is there; the others left with it."""
-        return [
-            grant
-            for grant in grants
-            if grant_set(4 if len(grant.address) == 4 else 6, grant.subject, grant.kind)
-            in subjects.get(grant.subject, ())
-        ]
+        stems = {grant.subject: {split_name(name)[0] for name in subjects.get(grant.subject, ())} for grant in grants}
+        return [grant for grant in grants if _set_of(grant) in stems[grant.subject]]
+
+    def _add_grants(self, change: Change, fresh: set[str], out: Steps, *, renew: bool) -> None:
+        """Grants for sets that are staged, and other wide ranges, which are in interval sets, are staged too.
+
+        But not a range of an address some other range of which goes: two that overlap cannot both be there. It is
+        one set then, and the kernel puts its new contents in place of the old at once.
+        """
+        if not change.grants:
+            return
+        giving_way = {(grant.subject, grant.address) for grant in change.gone_grants if grant.kind == "range"}
+        early: list[Element] = []
+        late: list[Element] = []
+        withdrawn: list[Element] = []
+        fresh_stems = {split_name(name)[0] for name in fresh}
+        for grant in change.grants:
+            if _set_of(grant) in fresh_stems:
+                early.append(grant)
+            elif grant.kind == "range" and not grant.refresh and (grant.subject, grant.address) not in giving_way:
+                early.append(grant)
+                withdrawn.append(grant)
+            else:
+                late.append(grant)
+        for grants, step in ((early, out.stage), (late, out.flip)):
+            step.extend(_said(self._grants.write(grants, renew=renew), "add grants") if grants else ())
+        out.undo.extend(_said(self._grants.withdraw(withdrawn), "delete grants"))
 
     def _revoke(self, pairs: Iterable[tuple[bytes, bytes]]) -> Iterator[Message]:
-        by_set: dict[str, dict[bytes, bytes]] = {}
-        for pod, destination in pairs:
-            key = pod + destination
-            by_set.setdefault("revoked4" if len(pod) == 4 else "revoked6", {})[key] = element(
-                key, lifetime_ms=REVOKED_MS
-            )
-        for name, entries in by_set.items():
-            yield from _said(renew_elements(self._headers.named(name), list(entries.values())), f"revoke in {name}")
+        for name, entries in _by_family(pairs).items():
+            yield from _said(renew_elements(self._headers.named(name), entries), f"revoke in {name}")
+
+    def _pardon(self, pairs: Iterable[tuple[bytes, bytes]]) -> Iterator[Message]:
+        """Add, delete: gone, whether or not it has run out meanwhile."""
+        for name, entries in _by_family(pairs).items():
+            header = self._headers.named(name)
+            yield from _said((*add_elements(header, entries), *delete_elements(header, entries)), f"pardon in {name}")
+
+
+def _by_family(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, list[bytes]]:
+    """Elements of the sets of revoked pairs, each once."""
+    out: dict[str, list[bytes]] = {}
+    for pod, destination in dict.fromkeys(pairs):
+        name = "revoked4" if len(pod) == 4 else "revoked6"
+        out.setdefault(name, []).append(element(pod + destination, lifetime_ms=REVOKED_MS))
+    return out
+
+
+def _set_of(grant: Element) -> str:
+    """The stem of its set."""
+    return grant_set(4 if len(grant.address) == 4 else 6, grant.subject, grant.kind)
+
+
+def _digest(entries: Iterable[bytes]) -> bytes:
+    """What a set was filled with, to tell whether it is the same again."""
+    return blake2b(b"".join(entries), digest_size=16).digest()

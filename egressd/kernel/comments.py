@@ -27,7 +27,7 @@ SET_COMMENT: Final = 7
 CONTINUED: Final = 200
 """Our own type: the rest of a comment longer than nft reads."""
 INSTANCE: Final = 201
-"""Our own type, of the table: which run of the daemon wrote it."""
+"""Our own type, of the set `heartbeat`: which run of the daemon wrote the table."""
 NFT_COMMENT_MAX: Final = 128
 """Octets of a comment that nft reads (NFTNL_UDATA_COMMENT_MAXLEN)."""
 USER_DATA_MAX: Final = 254

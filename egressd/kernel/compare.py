@@ -46,6 +46,8 @@ def difference(channel: Channel, table: str, state: Installed, base: Mapping[str
     found = installed(channel, table)
     if found.subjects != state.subjects:
         return "the sets of an instance differ"
+    if found.node != state.node:
+        return "the sets of the node differ"
     if found.pods.keys() != state.pods.keys() or any(
         pod.subject != state.pods[address].subject or pod.bypass != state.pods[address].bypass
         for address, pod in found.pods.items()

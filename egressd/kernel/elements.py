@@ -11,7 +11,7 @@ All write the very same octets, as a delete reads the key alone.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +20,7 @@ from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_DELSETELEM, NFT_MSG_NEW
 
 from egressd.kernel.comments import COMMENT, user_data
 from egressd.kernel.netlink import NESTED, blob, nested, string
-from egressd.kernel.sets import grant_set
+from egressd.kernel.sets import grant_set, split_name
 
 if TYPE_CHECKING:
     from egressd.grants import Element
@@ -97,6 +97,7 @@ class SetHeaders:
     def __init__(self, table: str) -> None:
         self._table = string(1, table)
         self._grants: dict[tuple[int, str, int], bytes] = {}
+        self._names: dict[int, dict[str, str]] = {}
 
     def named(self, name: str) -> bytes:
         return self._table + string(2, name)
@@ -105,14 +106,26 @@ class SetHeaders:
         """The header of the grant set for addresses of `length` octets."""
         found = self._grants.get((subject, kind, length))
         if found is None:
-            found = self.named(grant_set(4 if length == 4 else 6, subject, kind))
+            stem = grant_set(4 if length == 4 else 6, subject, kind)
+            found = self.named(self._names.get(subject, {}).get(stem, stem))
             self._grants[subject, kind, length] = found
         return found
 
-    def forget(self, subject: int) -> None:
-        """The subject is gone."""
+    def follow(self, subject: int, names: Iterable[str]) -> None:
+        """From now on the sets of the subject are these; none: it is gone."""
         for key in [key for key in self._grants if key[0] == subject]:
             del self._grants[key]
+        later = {split_name(name)[0]: name for name in names if name.startswith("grant") and split_name(name)[1]}
+        self._names.pop(subject, None)
+        if later:
+            self._names[subject] = later
+
+    def follow_all(self, subjects: Mapping[int, Iterable[str]]) -> None:
+        """From now on these are all sets there are."""
+        self._grants.clear()
+        self._names.clear()
+        for subject, names in subjects.items():
+            self.follow(subject, names)
 
 
 def bodies(header: bytes, elements: Iterable[bytes]) -> Iterator[bytes]:

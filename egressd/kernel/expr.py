@@ -14,7 +14,7 @@ from typing import Final
 
 from pyroute2.netlink.nfnetlink.nftsocket import NFPROTO_IPV4, NFPROTO_IPV6, Cmp, Meta
 
-from egressd.kernel.netlink import be32, be64, blob, nested, string
+from egressd.kernel.netlink import NESTED, be32, be64, blob, nested, string
 
 __all__ = [
     "ACCEPT",
@@ -32,6 +32,7 @@ __all__ = [
     "NOTRACK",
     "NOT_ONLY_SYN",
     "NOT_TCP",
+    "ONLY_SYN",
     "ON_LINK",
     "ORIGINAL",
     "REJECT",
@@ -60,6 +61,7 @@ __all__ = [
     "masked",
     "matches",
     "meta",
+    "over_rate",
     "payload",
     "protocol_in",
     "protocol_is",
@@ -80,6 +82,8 @@ FIB_RESULT_OIF, FIB_RESULT_ADDRTYPE = 1, 3
 RTN_LOCAL: Final = 2
 REJECT_ICMPX, REJECT_TCP_RESET = 2, 1
 ICMPX_ADMIN_PROHIBITED: Final = 3
+LIMIT_OVER: Final = 1
+"""NFT_LIMIT_F_INV"""
 LOG_BYTES: Final = 128
 """Octets of a packet that a log event carries: IPv6 header, extension headers and ports."""
 
@@ -243,12 +247,10 @@ TCP: Final = TCP_NUMBER
 UDP: Final = UDP_NUMBER
 NOT_TCP: Final = meta(Meta.NFT_META_L4PROTO) + compare(bytes((TCP_NUMBER,)), Cmp.NFT_CMP_NEQ)
 """`meta l4proto != tcp`"""
-NOT_ONLY_SYN: Final = (
-    _protocol(TCP_NUMBER)
-    + payload(TRANSPORT_HEADER, 13, 1)
-    + masked(b"\x17", b"\0")
-    + compare(b"\x02", Cmp.NFT_CMP_NEQ)
-)
+_OPENING_FLAGS: Final = _protocol(TCP_NUMBER) + payload(TRANSPORT_HEADER, 13, 1) + masked(b"\x17", b"\0")
+ONLY_SYN: Final = _OPENING_FLAGS + compare(b"\x02")
+"""`tcp flags syn / fin,syn,rst,ack`"""
+NOT_ONLY_SYN: Final = _OPENING_FLAGS + compare(b"\x02", Cmp.NFT_CMP_NEQ)
 """`tcp flags != syn / fin,syn,rst,ack`"""
 ESTABLISHED: Final = (
     expression("ct", be32(1, REGISTER), be32(2, CT_STATE))
@@ -330,6 +332,16 @@ def tproxy(family: Family, port: int) -> bytes:
 def limit(rate: int, burst: int) -> bytes:
     """`limit rate RATE/second burst BURST packets`"""
     return expression("limit", be64(1, rate), be64(2, 1), be32(3, burst), be32(4, 0), be32(5, 0))
+
+
+def over_rate(family: Family, key: Key, name: str, rate: int, burst: int) -> bytes:
+    """`add @pace4 { ip saddr limit rate over RATE/second burst BURST packets }`: goes on once a key is past its rate.
+
+    Where the set is full the rule ends here, as below the rate. The limit is the element's own (nft_dynset.c).
+    """
+    bound = expression("limit", be64(1, rate), be64(2, 1), be32(3, burst), be32(4, 0), be32(5, LIMIT_OVER))
+    state = blob(7 | NESTED, bound[4:])
+    return _load(family, key) + expression("dynset", string(1, name), be32(3, 0), be32(4, REGISTER), state)
 
 
 def log(prefix: str, group: int) -> bytes:

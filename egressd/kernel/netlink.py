@@ -8,6 +8,7 @@ Layouts follow include/uapi/linux/netlink.h and netfilter/nfnetlink.h. pyroute2 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -64,6 +65,8 @@ RECEIVE_BUFFER: Final = 4 * 1024 * 1024
 """Room for some thousand refusals of one batch."""
 RECEIVE_SIZE: Final = 1 << 17
 """Octets read at once: a dump fills at most 32 KiB (netlink_dump), an error is shorter."""
+ANSWER_SIZE: Final = 8192
+"""Octets read at once where one object answers: its message is at most a page (NLMSG_GOODSIZE)."""
 DUMP_TRIES: Final = 10
 """A dump that a change interrupted is begun anew this many times."""
 
@@ -180,6 +183,8 @@ class Channel:
     def __init__(self) -> None:
         self._socket = _open()
         self._send_buffer = SEND_BUFFER
+        self._missing = False
+        """Whether there is no socket since an answer was lost, as none was to be had then (EMFILE)."""
         self.commits = 0
         """Transactions of ours that the kernel has taken."""
 
@@ -189,6 +194,7 @@ class Channel:
         return int(self._socket.getsockname()[0])
 
     def close(self) -> None:
+        self._missing = False
         self._socket.close()
 
     def transact(self, messages: Sequence[Message]) -> None:
@@ -223,10 +229,38 @@ class Channel:
     def generation(self) -> int:
         """The number of the ruleset: one more with every transaction of anybody (NFT_MSG_GETGEN)."""
         self._send(HEADER.pack(20, _SUBSYSTEM | NFT_MSG_GETGEN, NLM_F_REQUEST, 1, 0, 0, 0, 0))
-        (found,) = _messages(self._socket.recv(RECEIVE_SIZE))
+        (found,) = _messages(self._receive())
         return int.from_bytes(dict(attributes(found[2][4:])).get(1, b""), "big")
 
+    def look_up(self, kind: int, bodies: Sequence[bytes]) -> list[bytes]:
+        """One object for each body: the attributes of its message, in the same order; empty where there is none such.
+
+        Answers wait in the receive buffer, so ask for a few hundred at most. Raises `KernelError` if one was lost.
+        """
+        asked = [
+            HEADER.pack(20 + len(body), _SUBSYSTEM | kind, NLM_F_REQUEST, number, 0, NFPROTO_INET, 0, 0) + body
+            for number, body in enumerate(bodies, 1)
+        ]
+        self._send(b"".join(asked))
+        found: list[bytes] = []
+        while len(found) < len(bodies):
+            try:
+                data = self._socket.recv(ANSWER_SIZE, socket.MSG_DONTWAIT)
+            except OSError as error:
+                raise self._lost(error) from error
+            found += [b"" if seen == NLMSG_ERROR else payload[4:] for seen, _, payload in _messages(data)]
+        return found
+
+    def _receive(self) -> bytes:
+        """What the kernel says next; waits for it."""
+        try:
+            return self._socket.recv(RECEIVE_SIZE)
+        except OSError as error:
+            raise self._lost(error) from error
+
     def _send(self, data: bytes) -> None:
+        if self._missing:
+            self._begin_anew()
         if len(data) > self._send_buffer - 4096:
             self._send_buffer = 2 * len(data)
             _enlarge(self._socket, SO_SNDBUFFORCE, socket.SO_SNDBUF, self._send_buffer)
@@ -239,10 +273,20 @@ class Channel:
     def _lost(self, error: OSError | None) -> KernelError:
         """The answer did not come: begin anew with a clean socket, so that no late one is taken for the next."""
         self._socket.close()
-        self._socket = _open()
-        self._send_buffer = SEND_BUFFER
+        self._missing = True
         reason = error.strerror if error is not None else "no acknowledgement"
+        with contextlib.suppress(KernelError):  # then the next who has something to say tries again
+            self._begin_anew()
         return KernelError(f"the outcome of a transaction is unknown: {reason}", errno.EIO)
+
+    def _begin_anew(self) -> None:
+        try:
+            self._socket = _open()
+        except EnvironmentProblem as error:
+            code = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+            raise KernelError(str(error), code or errno.EIO) from error
+        self._missing = False
+        self._send_buffer = SEND_BUFFER
 
     def dump(self, kind: int, body: bytes, family: int = NFPROTO_INET) -> list[bytes]:
         """Every object of one kind, as the attributes of its message. Raises `KernelError` (ENOENT: no such table)."""
@@ -258,7 +302,7 @@ class Channel:
         found: list[bytes] = []
         whole = True
         while True:
-            for kind_seen, flags, payload in _messages(self._socket.recv(RECEIVE_SIZE)):
+            for kind_seen, flags, payload in _messages(self._receive()):
                 whole = whole and not flags & NLM_F_DUMP_INTR
                 if kind_seen in (NLMSG_DONE, NLMSG_ERROR):
                     code = -_CODE.unpack_from(payload)[0]

@@ -13,6 +13,7 @@ from pyroute2.netlink import NLM_F_CREATE
 from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_DELCHAIN, NFT_MSG_NEWCHAIN, NFT_MSG_NEWTABLE
 
 from egressd.errors import EnvironmentProblem
+from egressd.kernel.chains import Rule
 from egressd.kernel.change import rule_message
 from egressd.kernel.expr import (
     ADDRESS_LOCAL,
@@ -33,7 +34,7 @@ from egressd.kernel.expr import (
 )
 from egressd.kernel.netlink import Channel, Message, be32, nested, pack_batch, string
 from egressd.kernel.sets import INTERVAL, SetKind, SetSpec, create_set
-from egressd.kernel.template import PREROUTING, RAW, Rule
+from egressd.kernel.template import PREROUTING, RAW
 
 __all__ = ["FEATURES", "Feature", "missing", "refuse_kernel"]
 

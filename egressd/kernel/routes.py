@@ -5,12 +5,17 @@ family, `local default dev lo` (Documentation/networking/tproxy.rst of the kerne
 everybody else's way, also under `src_valid_mark=1`. Only our own table number with our own mark is ever read, added
 or deleted, so everything here may be repeated at will: systemd-networkd, for one, deletes rules it did not make when
 it restarts.
+
+Two ways to say them. `install_routes` makes them exactly what they should be, once, through the library that knows
+routes, in some milliseconds. `Routes` says the same again in a tenth of one, over a socket kept open: queries are lost
+for as long as a rule is missing, and the process may have no file descriptor left when that is noticed.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +23,25 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from pyroute2 import IPRoute
+from pyroute2.netlink import (
+    NETLINK_ROUTE,
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+)
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import RTM_NEWROUTE, RTM_NEWRULE
+from pyroute2.netns import create_socket
 
 from egressd.errors import EnvironmentProblem, KernelError
+from egressd.kernel.netlink import blob
 from egressd.model import address_text
 from egressd.settings import Settings
 
-__all__ = ["PRIORITY", "install_routes", "remove_routes"]
+__all__ = ["PRIORITY", "Routes", "install_routes", "remove_routes"]
 
 PRIORITY: Final = 64
 """Place of our rules: behind `local` (0) and Cilium's (9, 10), before those of the AWS CNI (512 and on) and `main`."""
@@ -94,9 +111,7 @@ def _with_socket(work: Callable[[Any], None]) -> None:
     except NetlinkError as error:
         raise _explain(error.code, str(error)) from error
     except OSError as error:
-        raise EnvironmentProblem(
-            f"cannot speak route netlink: {error}", "egressd needs Linux and CAP_NET_ADMIN"
-        ) from error
+        raise _unable(error) from error
 
 
 def _settle(netlink: Any, settings: Settings, family: int, wanted: AbstractSet[_Rule], optional: bool) -> None:
@@ -141,6 +156,13 @@ def _tolerating(codes: AbstractSet[int], call: Callable[..., object], verb: str,
             raise
 
 
+def _unable(error: OSError) -> EnvironmentProblem:
+    remedy = _REMEDIES.get(error.errno or 0, "egressd needs Linux and CAP_NET_ADMIN")
+    return EnvironmentProblem(f"cannot speak route netlink: {error.strerror or error}", remedy)
+
+
+_DESCRIPTORS: Final = "raise the limit of open files (LimitNOFILE, ulimit -n)"
+_REMEDIES: Final = {errno.EMFILE: _DESCRIPTORS, errno.ENFILE: "raise fs.file-max", errno.ENOBUFS: "free memory"}
 _NO_ROUTING: Final = ("this kernel lacks policy routing for a family in use", "enable IP_MULTIPLE_TABLES and IPv6")
 _PROBLEMS: Final = {
     errno.EPERM: ("not permitted to change routing rules", "run egressd as root with CAP_NET_ADMIN"),
@@ -154,3 +176,102 @@ def _explain(code: int, text: str) -> EnvironmentProblem | KernelError:
     if code in _PROBLEMS:
         return EnvironmentProblem(*_PROBLEMS[code])
     return KernelError(f"the kernel refused a routing rule or route for intercepted queries: {text}", code)
+
+
+# ------------------------------------------------------------------------------------------------- put back
+
+_FRA_DST, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 1, 6, 10, 15, 16
+_RTA_OIF, _RTA_TABLE = 4, 15
+_TO_TABLE: Final = 1
+"""FR_ACT_TO_TBL"""
+_STATIC, _LOCAL, _SCOPE_HOST, _SCOPE_UNIVERSE = 4, 2, 254, 0
+"""RTPROT_STATIC, RTN_LOCAL, RT_SCOPE_…"""
+_IN_ATTRIBUTE: Final = 252
+"""RT_TABLE_COMPAT: the number of the table is in an attribute."""
+_HEADER: Final = struct.Struct("=IHHII")
+_RULE: Final = struct.Struct("=8BI")
+_ROUTE: Final = struct.Struct("=8BI")
+_REPLY: Final = 1 << 16
+
+
+class Routes:
+    """Our rules and routes, ready to be said again, and the socket to say them over. For one thread."""
+
+    def __init__(self, settings: Settings, servers: Sequence[bytes]) -> None:
+        """Raises `EnvironmentProblem` without a socket."""
+        lengths = {len(server) for server in servers}
+        self._optional = {family for family in _FAMILIES if _LENGTHS[family] not in lengths}
+        self._messages: list[tuple[int, bytes]] = []
+        """Family, and a message without its header: type and flags first."""
+        try:
+            self._socket: socket.socket = create_socket(None, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+            self._socket.bind((0, 0))
+            loopback = socket.if_nametoindex("lo")
+        except OSError as error:
+            raise _unable(error) from error
+        self._socket.setblocking(False)
+        for family in _FAMILIES:
+            wanted = _wanted(family, servers, settings.dns.foreign == "Answer")
+            if wanted:
+                self._messages.append((family, _route_message(settings, family, loopback)))
+            self._messages += [(family, _rule_message(settings, rule)) for rule in sorted(wanted)]
+
+    def put_back(self) -> None:
+        """Say all of them; what is there stays. Takes some 100 µs. Raises like `install_routes`."""
+        packed, sequence = [], 0
+        for _, message in self._messages:
+            sequence += 1
+            packed.append(struct.pack("=I", 16 + len(message) - 4) + message[:4] + struct.pack("=II", sequence, 0))
+            packed.append(message[4:])
+        try:
+            self._socket.send(b"".join(packed))
+            refused = self._refusals(sequence)
+        except OSError as error:
+            raise _unable(error) from error
+        for place, code in refused:
+            family = self._messages[place - 1][0]
+            if code != errno.EEXIST and not (family in self._optional and code in _NO_FAMILY):
+                raise _explain(code, errno.errorcode.get(code, str(code)))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _refusals(self, last: int) -> list[tuple[int, int]]:
+        """Sequence number and positive errno of each message refused. Answers are there when `send` returns."""
+        refused: list[tuple[int, int]] = []
+        sequence = 0
+        while sequence != last:
+            data, offset = self._socket.recv(_REPLY), 0
+            while offset + 20 <= len(data):
+                size, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
+                code = -struct.unpack_from("=i", data, offset + 16)[0] if kind == NLMSG_ERROR else 0
+                if code:
+                    refused.append((sequence, code))
+                offset += max(16, (size + 3) & ~3)
+        return refused
+
+
+def _number(kind: int, value: int) -> bytes:
+    return blob(kind, struct.pack("=I", value))
+
+
+def _rule_message(settings: Settings, rule: _Rule) -> bytes:
+    """RTM_NEWRULE: fib_rule_hdr and attributes (include/uapi/linux/fib_rules.h)."""
+    firewall = settings.firewall
+    length = _LENGTHS[socket.AddressFamily(rule.family)] if rule.destination else 0
+    body = _RULE.pack(rule.family, 8 * length, 0, 0, _IN_ATTRIBUTE, 0, 0, _TO_TABLE, 0)
+    if rule.destination:
+        body += blob(_FRA_DST, socket.inet_pton(rule.family, rule.destination))
+    body += _number(_FRA_PRIORITY, rule.priority) + _number(_FRA_FWMARK, firewall.intercept_mark)
+    body += _number(_FRA_FWMASK, firewall.intercept_mark) + _number(_FRA_TABLE, firewall.route_table)
+    flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
+    return struct.pack("=HH", RTM_NEWRULE, flags) + body
+
+
+def _route_message(settings: Settings, family: int, loopback: int) -> bytes:
+    """RTM_NEWROUTE: rtmsg and attributes (include/uapi/linux/rtnetlink.h): `local default dev lo`."""
+    scope = _SCOPE_HOST if family == socket.AF_INET else _SCOPE_UNIVERSE
+    body = _ROUTE.pack(family, 0, 0, 0, _IN_ATTRIBUTE, _STATIC, scope, _LOCAL, 0)
+    body += _number(_RTA_OIF, loopback) + _number(_RTA_TABLE, settings.firewall.route_table)
+    flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
+    return struct.pack("=HH", RTM_NEWROUTE, flags) + body

@@ -2,6 +2,9 @@
 
 A definition carries what `nft` needs to print it (types, byte order and comment live in user data that the kernel only
 keeps: NFTA_SET_USERDATA, types as in libnftnl's udata.h) and what the kernel needs to hold it (lengths and flags).
+
+An interval set is filled before any rule refers to it and never again (change.py): what replaces it is a set of the
+same stem and the next *generation*, `allow4-3` by `allow4-3.g1`. Hash sets stay under their stem.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pyroute2.netlink import NLM_F_CREATE
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
 from pyroute2.netlink.nfnetlink.nftsocket import (
     DATA_TYPE_IFNAME,
     DATA_TYPE_INET_PROTOCOL,
@@ -36,15 +39,18 @@ if TYPE_CHECKING:
 __all__ = [
     "NODE_SETS",
     "PORTED",
+    "SEEN",
     "SetKind",
     "SetSpec",
     "blocks_of",
     "create_set",
     "delete_set",
     "grant_set",
+    "named",
     "parse_instance_set",
     "plan_sets",
     "rule_set",
+    "split_name",
 ]
 
 INTERVAL, MAP, TIMEOUT, DYNAMIC, CONCAT = 0x4, 0x8, 0x10, 0x20, 0x80
@@ -59,6 +65,8 @@ TYPE_BITS: Final = 6
 """A concatenation's type is its fields' types, 6 bits each (nft's TYPE_BITS)."""
 SEEN_MAX: Final = 65_536
 SEEN_TIMEOUT_MS: Final = 60_000
+SOURCES_MAX: Final = 65_536
+"""Addresses that ask for names here: more than a node has pods."""
 
 
 class Field(NamedTuple):
@@ -103,10 +111,17 @@ class SetSpec:
     name: str
     kind: SetKind
     comment: str = ""
+    data: bytes = b""
+    """More user data, of our own types."""
+
+    @property
+    def interval(self) -> bool:
+        """Whether the kernel fills it only after the rules of the same transaction are in force."""
+        return bool(self.kind.flags & INTERVAL)
 
 
 def create_set(table: str, spec: SetSpec) -> Message:
-    """The message that creates a set."""
+    """The message that creates a set; one that is there already is refused (EEXIST)."""
     kind = spec.kind
     fields = [FIELDS[name] for name in kind.fields]
     concat = len(fields) > 1
@@ -134,10 +149,11 @@ def create_set(table: str, spec: SetSpec) -> Message:
     if kind.timeout_ms:
         parts.append(be64(11, kind.timeout_ms))
     order = 0 if concat else fields[0].order
-    parts.append(blob(13, _orders(order, verdicts=kind.verdicts) + kind.typeof + user_data(SET_COMMENT, spec.comment)))
+    data = _orders(order, verdicts=kind.verdicts) + kind.typeof + user_data(SET_COMMENT, spec.comment) + spec.data
+    parts.append(blob(13, data))
     if kind.counters:
         parts.append(blob(17 | NESTED, COUNTER[4:]))
-    return Message(NFT_MSG_NEWSET, NLM_F_CREATE, b"".join(parts), f"create set {spec.name}")
+    return Message(NFT_MSG_NEWSET, NLM_F_CREATE | NLM_F_EXCL, b"".join(parts), f"create set {spec.name}")
 
 
 def _orders(key: int, *, verdicts: bool) -> bytes:
@@ -151,6 +167,14 @@ def delete_set(table: str, name: str) -> Message:
 
 # -------------------------------------------------------------------------------------------- of the node
 
+SEEN: Final = {
+    "denied": "seen-denied",
+    "unidentified": "seen-unidentified",
+    "reported": "seen-passed",
+    "allowed": "seen-passed",
+}
+"""Word of an event → stem of the sets of its flows. What is denied now is so reported now, though it passed, or waited
+for its pod to be known, a moment ago; what Audit policies would deny passes as well, and is reported once."""
 PORTED: Final = SetSpec("ported", SetKind(("inet_proto",)), "protocols that begin with two ports")
 
 
@@ -164,19 +188,29 @@ def _node_sets(family: Family) -> tuple[SetSpec, ...]:
         timeout_ms=SEEN_TIMEOUT_MS,
         counters=True,
     )
+    flooding = SetKind((address,), DYNAMIC | TIMEOUT, size=SOURCES_MAX, timeout_ms=SEEN_TIMEOUT_MS, counters=True)
     seen_any = SetKind(
         (*pair, "inet_proto"), DYNAMIC | TIMEOUT, size=SEEN_MAX, timeout_ms=SEEN_TIMEOUT_MS, counters=True
     )
+    pace = SetKind((address,), DYNAMIC | TIMEOUT, size=SOURCES_MAX, timeout_ms=SEEN_TIMEOUT_MS)
     return (
-        SetSpec(f"pods{n}", SetKind((address,), verdicts=True), "whose policies judge a pod; accept: nobody's"),
+        SetSpec(f"pods{n}", SetKind((address,), verdicts=True), "whose policies judge a pod; accept, allowed: none"),
         SetSpec(f"known{n}", SetKind((address,)), "the same pods, for rules that only ask: is it one"),
         SetSpec(f"bypass{n}", SetKind((address,)), "pods whose DNS is not intercepted"),
         SetSpec(f"unidentified{n}", SetKind((address,), INTERVAL), "where the pods of this node live"),
         SetSpec(f"resolvers{n}", SetKind((address,), INTERVAL), "DNS servers that are answered for"),
         SetSpec(f"cluster{n}", SetKind((address,), INTERVAL), "destinations in the cluster, let through"),
         SetSpec(f"revoked{n}", SetKind(pair, TIMEOUT), "pod . destination: judged afresh, established or not"),
-        SetSpec(f"seen{n}", seen, "flows reported within the last minute"),
-        SetSpec(f"seen{n}-any", seen_any, "the same, of protocols without ports"),
+        SetSpec(f"pace{n}", pace, "how fast each pod asks, against a bound that no pod should reach"),
+        SetSpec(f"flooding{n}", flooding, "who was past it within the last minute"),
+        *(
+            spec
+            for stem in dict.fromkeys(SEEN.values())
+            for spec in (
+                SetSpec(f"{stem}{n}", seen, "flows reported within the last minute"),
+                SetSpec(f"{stem}{n}-any", seen_any, "the same, of protocols without ports"),
+            )
+        ),
     )
 
 
@@ -203,7 +237,8 @@ def blocks_of(blocks: Iterable[Block], length: int) -> list[tuple[bytes, bytes]]
 
 # ------------------------------------------------------------------------------------------- of instances
 
-_INSTANCE: Final = re.compile(r"(?:grant|allow|deny|report)[46]-(\d+)(?:-any|-range)?\Z")
+_INSTANCE: Final = re.compile(r"(?:grant|allow|deny|report)[46]-(\d+)(?:-any|-range)?(?:\.g\d+)?\Z")
+_GENERATION: Final = re.compile(r"(.+)\.g(\d+)\Z", re.ASCII)
 _GRANT_SUFFIX: Final = {"port": "", "any": "-any", "range": "-range"}
 _GRANT_FLAGS: Final = {"port": TIMEOUT, "any": TIMEOUT, "range": TIMEOUT | INTERVAL}
 
@@ -218,6 +253,17 @@ def rule_set(use: str, family_number: int, subject: int, *, ported: bool) -> str
     return f"{use}{family_number}-{subject}" + ("" if ported else "-any")
 
 
+def named(stem: str, generation: int) -> str:
+    """`allow4-3`, and from its first replacement on `allow4-3.g1`"""
+    return f"{stem}.g{generation}" if generation else stem
+
+
+def split_name(name: str) -> tuple[str, int]:
+    """Stem and generation of a set's name."""
+    found = _GENERATION.match(name)
+    return (found.group(1), int(found.group(2))) if found else (name, 0)
+
+
 def parse_instance_set(name: str) -> int | None:
     """The subject whose set it is, None for a set of the node."""
     found = _INSTANCE.match(name)
@@ -225,7 +271,7 @@ def parse_instance_set(name: str) -> int | None:
 
 
 def plan_sets(subject: int, plan: Plan) -> tuple[list[SetSpec], list[SetSpec]]:
-    """The sets a plan needs: of grants, which outlive a change of the plan, and of address rules, which do not."""
+    """The sets a plan needs, by their stems: of grants, which outlive a change of the plan, and of address rules."""
     grants: list[SetSpec] = []
     rules: list[SetSpec] = []
     for family in (IPV4, IPV6):

@@ -1,4 +1,4 @@
-"""The template: every chain and rule of the table, to be read beside the schema of kernel.md.
+"""The template: every chain and rule of the table, to be read beside the schema of kernel.md; verdicts.py is its end.
 
 `base_chains` is the node's part, created once; `subject_rules` is one instance. A rule is a comment, which nft prints,
 and its phrases in nft's order. What is said with a family is said twice, for IPv4 and IPv6. `accept` ends one base
@@ -14,11 +14,14 @@ flows only: established traffic costs one rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from egressd.errors import EnvironmentProblem
+from egressd.kernel.chains import Chain, Hook, Rule
+from egressd.kernel.chains import rule as _rule
+from egressd.kernel.chains import twice as _twice
 from egressd.kernel.expr import (
     ACCEPT,
     ADDRESS_LOCAL,
@@ -36,14 +39,10 @@ from egressd.kernel.expr import (
     NOT_TCP,
     NOTRACK,
     ON_LINK,
+    ONLY_SYN,
     ORIGINAL,
-    REJECT,
-    RESET,
-    RETURN,
     SADDR,
     SADDR_DADDR,
-    SEEN_ENDPOINT,
-    SEEN_PROTOCOL,
     TCP,
     UDP,
     Family,
@@ -59,18 +58,26 @@ from egressd.kernel.expr import (
     mark_has,
     mark_set,
     matches,
-    protocol_in,
+    over_rate,
     protocol_is,
     tproxy,
     vmap,
 )
 from egressd.kernel.sets import grant_set, plan_sets
+from egressd.kernel.verdicts import ALLOWED, DENIED, EVENT_BURST, EVENTS_PER_SECOND, REPORT, REPORTED, verdict_chains
 
 if TYPE_CHECKING:
     from egressd.policy import Plan
     from egressd.settings import Settings
 
-__all__ = ["PREROUTING", "Chain", "Hook", "Rule", "base_chains", "subject_chain", "subject_rules"]
+__all__ = [
+    "FLOODING",
+    "FORGOTTEN",
+    "PREROUTING",
+    "base_chains",
+    "subject_chain",
+    "subject_rules",
+]
 
 PREROUTING, OUTPUT = 0, 3
 """NF_INET_PRE_ROUTING and NF_INET_LOCAL_OUT."""
@@ -78,8 +85,14 @@ RAW: Final = -300
 """Before conntrack (-200)."""
 BEFORE_NAT: Final = -150
 """Between conntrack and destination NAT (-100)."""
-EVENTS_PER_SECOND, EVENT_BURST = 1000, 2000
-"""Bound of log events of each kind: a reader takes a hundred times as many."""
+FLOOD: Final = 4
+"""So many times a pod's budget of queries and more are dropped, SYNs of queries over TCP among them. Clearly above it:
+what people see is the budget's answer and record; this is for what would fill our sockets."""
+FLOOD_RATE_MAX: Final = 100_000_000
+"""Above a tenth of the clock's resolution a limit means nothing (nft_limit.c counts nanoseconds)."""
+FLOODING, FORGOTTEN = "flooding", "forgotten"
+"""Chains, and the words of their reports."""
+FORGOTTEN_PER_SECOND: Final = 500
 INTERFACE_MAX: Final = 15
 """Characters of an interface's name (IFNAMSIZ less the NUL)."""
 
@@ -92,46 +105,25 @@ LINK_LOCAL6: Final = b"\xfe\x80"
 BROADCAST: Final = b"\xff\xff\xff\xff"
 
 
-class Rule(NamedTuple):
-    comment: str
-    expressions: bytes
+NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
+"""Every set under its stem."""
 
 
-class Hook(NamedTuple):
-    number: int
-    priority: int
+def base_chains(settings: Settings, names: Mapping[str, str] = NO_NAMES) -> tuple[Chain, ...]:
+    """The node's chains. `names`: what interval sets are called that do not have their stem's name (sets.py).
 
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    name: str
-    comment: str
-    rules: tuple[Rule, ...]
-    hook: Hook | None = None
-
-
-def _rule(comment: str, *phrases: bytes) -> Rule:
-    return Rule(comment, b"".join(phrases))
-
-
-def _twice(make: Callable[[Family], Rule]) -> tuple[Rule, Rule]:
-    return make(IPV4), make(IPV6)
-
-
-def base_chains(settings: Settings) -> tuple[Chain, ...]:
-    """The node's chains. Raises `EnvironmentProblem` for an interface pattern that nothing can have."""
+    Raises `EnvironmentProblem` for an interface pattern that nothing can have.
+    """
     group = settings.firewall.log_group
     return (
         _intercept(),
-        _queries(settings),
-        _intercepted(settings.firewall.intercept_mark),
+        _queries(settings, names),
+        _intercepted(settings),
+        _flooding(group),
         _answers(settings.firewall.answer_mark),
-        _egress(settings),
-        _judged("denied", "reported once a minute, and refused", group, goto("refuse")),
-        Chain("reported", "what only Audit policies would deny", (_rule("", jump("report")), _rule("", ACCEPT))),
-        _judged("report", "reported once a minute, and judged on", group, RETURN, prefix="reported"),
-        _judged("unidentified", "a pod not known yet: dropped, so that it tries again", group, DROP),
-        _refuse(reject=settings.firewall.reject),
+        _egress(settings, names),
+        _forgotten(group),
+        *verdict_chains(settings),
     )
 
 
@@ -150,7 +142,10 @@ def _intercept() -> Chain:
     )
 
 
-def _queries(settings: Settings) -> Chain:
+def _queries(settings: Settings, names: Mapping[str, str]) -> Chain:
+    def resolvers(f: Family) -> str:
+        return _name(names, f"resolvers{f.number}")
+
     return Chain(
         "queries",
         "whose queries are taken, and to which servers",
@@ -158,7 +153,7 @@ def _queries(settings: Settings) -> Chain:
             _rule("nobody answers now: queries pass on", family_in("heartbeat", negated=True), ACCEPT),
             *_twice(
                 lambda f: _rule(
-                    "to servers we do not answer for", matches(f, DADDR, f"resolvers{f.number}", negated=True), ACCEPT
+                    "to servers we do not answer for", matches(f, DADDR, resolvers(f), negated=True), ACCEPT
                 )
             ),
             *_twice(
@@ -166,19 +161,42 @@ def _queries(settings: Settings) -> Chain:
             ),
             *_twice(_spoofed),
             *_twice(lambda f: _rule("a pod", matches(f, SADDR, f"known{f.number}"), goto("intercepted"))),
-            *_unknown_sources(settings, "a pod not known yet: its query waits", "intercepted"),
+            *_unknown_sources(settings, names, "a pod not known yet: its query waits", "intercepted"),
         ),
     )
 
 
-def _intercepted(mark: int) -> Chain:
+def _intercepted(settings: Settings) -> Chain:
+    mark, budgets = settings.firewall.intercept_mark, settings.budgets
+    rate = min(FLOOD * budgets.queries_per_second_per_pod, FLOOD_RATE_MAX)
+    burst = min(FLOOD * budgets.burst_per_pod, FLOOD_RATE_MAX)
+
     def take(protocol: int) -> Callable[[Family], Rule]:
         return lambda f: _rule("", dport(protocol, 53), tproxy(f, 53), mark_set(mark), NOTRACK, ACCEPT)
+
+    def over(what: bytes) -> Callable[[Family], Rule]:
+        return lambda f: _rule("", what, over_rate(f, SADDR, f"pace{f.number}", rate, burst), goto("flooding"))
 
     return Chain(
         "intercepted",
         "to our socket with the address asked; passed on if there is none",
-        (*_twice(take(UDP)), *_twice(take(TCP))),
+        (*_twice(over(protocol_is(UDP))), *_twice(over(ONLY_SYN)), *_twice(take(UDP)), *_twice(take(TCP))),
+    )
+
+
+def _flooding(group: int) -> Chain:
+    """Where the budgets' SERVFAIL is too good an answer: it would cost all other pods their place in the queue."""
+
+    def known(f: Family) -> Rule:
+        return _rule("", matches(f, SADDR, f"flooding{f.number}"), DROP)
+
+    def fresh(f: Family) -> Rule:
+        bound, event = limit(EVENTS_PER_SECOND, EVENT_BURST), log(FLOODING, group)
+        return _rule("", bound, add_to(f, SADDR, f"flooding{f.number}"), event, DROP)
+
+    every = _rule("queries dropped", COUNTER)
+    return Chain(
+        FLOODING, "reported once a minute, and dropped", (every, *_twice(known), *_twice(fresh), _rule("", DROP))
     )
 
 
@@ -187,12 +205,16 @@ def _answers(mark: int) -> Chain:
     return Chain("answers", "", (rule,), Hook(OUTPUT, RAW))
 
 
-def _unknown_sources(settings: Settings, comment: str, target: str) -> tuple[Rule, ...]:
+def _unknown_sources(settings: Settings, names: Mapping[str, str], comment: str, target: str) -> tuple[Rule, ...]:
     """Sources that are a pod's though no pod is known by them: by the node's ranges, or by interface."""
     if settings.pod_interfaces:
         patterns = [_checked(pattern) for pattern in settings.pod_interfaces]
         return tuple(_rule(comment, interface(pattern), goto(target)) for pattern in patterns)
-    return _twice(lambda f: _rule(comment, matches(f, SADDR, f"unidentified{f.number}"), goto(target)))
+    return _twice(lambda f: _rule(comment, matches(f, SADDR, _name(names, f"unidentified{f.number}")), goto(target)))
+
+
+def _name(names: Mapping[str, str], stem: str) -> str:
+    return names.get(stem, stem)
 
 
 def _checked(pattern: str) -> str:
@@ -206,7 +228,7 @@ def _checked(pattern: str) -> str:
 # --------------------------------------------------------------------------------------------------- egress
 
 
-def _egress(settings: Settings) -> Chain:
+def _egress(settings: Settings, names: Mapping[str, str]) -> Chain:
     rules = (
         _rule("the node talks to itself", interface("lo"), ACCEPT),
         _rule("queries taken by chain intercept", mark_has(settings.firewall.intercept_mark), ACCEPT),
@@ -215,16 +237,32 @@ def _egress(settings: Settings) -> Chain:
         _rule("judged when it was new", ESTABLISHED, ACCEPT),
         *_twice(
             lambda f: _rule(
-                "no mid-stream pick-up towards a pod", matches(f, DADDR, f"known{f.number}"), NOT_ONLY_SYN, DROP
+                "no mid-stream pick-up towards a pod",
+                matches(f, DADDR, f"known{f.number}"),
+                NOT_ONLY_SYN,
+                goto(FORGOTTEN),
             )
         ),
         *_twice(_spoofed),
         *_link(),
-        *(_resolvers() if settings.dns.when_down == "Bypass" else ()),
+        *(_resolvers(names) if settings.dns.when_down == "Bypass" else ()),
         *_twice(lambda f: _rule("", vmap(f, SADDR, f"pods{f.number}"))),
-        *_unknown_sources(settings, "a pod not known yet", "unidentified"),
+        *_unknown_sources(settings, names, "a pod not known yet", "unidentified"),
     )
     return Chain("egress", "every packet of a pod, before NAT", rules, Hook(PREROUTING, BEFORE_NAT))
+
+
+def _forgotten(group: int) -> Chain:
+    """A packet towards a pod that belongs to no connection the kernel knows: cut, or forgotten by `conntrack -F`.
+
+    Let through, it would make an entry the wrong way round, in which the pod may answer for ever. So it is reported:
+    where the pod may still open that connection, we put the entry back as it was (enforcement.py), and what the other
+    end repeats finds it.
+    """
+    report = _rule(
+        "reported: it may have been forgotten", limit(FORGOTTEN_PER_SECOND, EVENT_BURST), log(FORGOTTEN, group)
+    )
+    return Chain(FORGOTTEN, "of no connection that is known: dropped", (report, _rule("", DROP)))
 
 
 def _spoofed(f: Family) -> Rule:
@@ -254,44 +292,14 @@ def _link() -> tuple[Rule, ...]:
     )
 
 
-def _resolvers() -> tuple[Rule, ...]:
+def _resolvers(names: Mapping[str, str]) -> tuple[Rule, ...]:
     def reach(protocol: int) -> Callable[[Family], Rule]:
         comment = "reached while nobody intercepts"
-        return lambda f: _rule(comment, matches(f, DADDR, f"resolvers{f.number}"), dport(protocol, 53), ACCEPT)
+        return lambda f: _rule(
+            comment, matches(f, DADDR, _name(names, f"resolvers{f.number}")), dport(protocol, 53), ACCEPT
+        )
 
     return (*_twice(reach(UDP)), *_twice(reach(TCP)))
-
-
-# --------------------------------------------------------------------------------------------------- verdicts
-
-
-def _judged(name: str, comment: str, group: int, way: bytes, prefix: str = "") -> Chain:
-    """One event a flow and minute; the rest is counted in the set. All go the same `way` in the end."""
-
-    def known(f: Family) -> tuple[Rule, Rule]:
-        n = f.number
-        return (
-            _rule("", protocol_in("ported"), matches(f, SEEN_ENDPOINT, f"seen{n}"), way),
-            _rule("", protocol_in("ported", negated=True), matches(f, SEEN_PROTOCOL, f"seen{n}-any"), way),
-        )
-
-    def fresh(f: Family) -> tuple[Rule, Rule]:
-        n, bound, event = f.number, limit(EVENTS_PER_SECOND, EVENT_BURST), log(prefix or name, group)
-        return (
-            _rule("", protocol_in("ported"), bound, add_to(f, SEEN_ENDPOINT, f"seen{n}"), event),
-            _rule("", protocol_in("ported", negated=True), bound, add_to(f, SEEN_PROTOCOL, f"seen{n}-any"), event),
-        )
-
-    return Chain(name, comment, (*known(IPV4), *known(IPV6), *fresh(IPV4), *fresh(IPV6), _rule("", way)))
-
-
-def _refuse(*, reject: bool) -> Chain:
-    rules = (
-        _rule("", protocol_is(TCP), COUNTER, RESET),
-        _rule("", COUNTER, REJECT),
-    )
-    silent = (_rule("firewall.reject: false", COUNTER, DROP),)
-    return Chain("refuse", "programs shall fail at once, not time out", rules if reject else silent)
 
 
 # --------------------------------------------------------------------------------------------------- instance
@@ -301,27 +309,34 @@ def subject_chain(subject: int) -> str:
     return f"subject-{subject}"
 
 
-def subject_rules(subject: int, plan: Plan, *, local: bool) -> tuple[Rule, ...]:
-    """The instance of one subject: a rule for each set its plan needs. `local`: the node's own addresses are open."""
-    denied = goto("denied" if plan.enforced else "reported")
-    ways = {"deny": denied, "report": jump("report"), "allow": ACCEPT}
+def subject_rules(
+    subject: int, plan: Plan, names: Mapping[str, str] = NO_NAMES, *, local: bool, recorded: bool = False
+) -> tuple[Rule, ...]:
+    """The instance of one subject: a rule for each set its plan needs.
+
+    `names`: as in `base_chains`. `local`: the node's own addresses are open. `recorded`: what is let through is
+    reported, too.
+    """
+    allowed = goto(ALLOWED) if recorded else ACCEPT
+    denied = goto(DENIED if plan.enforced else REPORTED)
+    ways = {"deny": denied, "report": jump(REPORT), "allow": allowed}
     comments = {"deny": "deny rules", "report": "what Audit policies would deny", "allow": "allow rules: addresses"}
     _, rule_sets = plan_sets(subject, plan)
-    names = {spec.name for spec in rule_sets}
+    stems = {spec.name for spec in rule_sets}
 
     def by_address(use: str) -> list[Rule]:
         return [
-            _rule(comments[use], matches(f, key, name), ways[use])
+            _rule(comments[use], matches(f, key, _name(names, stem)), ways[use])
             for f in (IPV4, IPV6)
             for key, suffix in ((ENDPOINT, ""), (DADDR, "-any"))
-            if (name := f"{use}{f.number}-{subject}{suffix}") in names
+            if (stem := f"{use}{f.number}-{subject}{suffix}") in stems
         ]
 
     granted = [
         _rule(
             "allow rules: names",
-            matches(f, DADDR if kind == "any" else ENDPOINT, grant_set(f.number, subject, kind)),
-            ACCEPT,
+            matches(f, DADDR if kind == "any" else ENDPOINT, _name(names, grant_set(f.number, subject, kind))),
+            allowed,
         )
         for f in (IPV4, IPV6)
         for kind in ("port", "any", "range")
@@ -334,7 +349,7 @@ def subject_rules(subject: int, plan: Plan, *, local: bool) -> tuple[Rule, ...]:
         *by_address("allow"),
         _rule("another resolver would be a way around", dport(UDP, 53), denied),
         _rule("another resolver would be a way around", dport(TCP, 53), denied),
-        *_twice(lambda f: _rule("in the cluster", matches(f, DADDR, f"cluster{f.number}"), ACCEPT)),
-        *([_rule("this node", ADDRESS_LOCAL, ACCEPT)] if local else []),
+        *_twice(lambda f: _rule("in the cluster", matches(f, DADDR, _name(names, f"cluster{f.number}")), allowed)),
+        *([_rule("this node", ADDRESS_LOCAL, allowed)] if local else []),
         _rule("", denied),
     )

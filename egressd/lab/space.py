@@ -178,6 +178,10 @@ class Space:
         finally:
             os.close(here)
 
+    def move_in(self) -> None:
+        """Put the calling thread here for good (network, files, host name): for a process that was forked for it."""
+        self._enter()
+
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
         """Open a socket in this space."""
         with self.entered():

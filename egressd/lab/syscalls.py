@@ -12,6 +12,8 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Set as AbstractSet
+from pathlib import Path
 from typing import Final
 
 from egressd.errors import EnvironmentProblem
@@ -25,9 +27,11 @@ __all__ = [
     "NEW_UTS",
     "bind",
     "die_with_parent",
+    "keep_capabilities",
     "loopback_up",
     "mount",
     "private_mounts",
+    "read_only",
     "set_namespace",
     "unshare",
 ]
@@ -40,10 +44,18 @@ NEW_IPC: Final = 0x0800_0000
 NEW_PID: Final = 0x2000_0000
 NEW_NET: Final = 0x4000_0000
 
+_MS_READ_ONLY: Final = 1 | 2 | 4 | 8
+"""MS_RDONLY, and with it MS_NOSUID, MS_NODEV and MS_NOEXEC: how kernel file systems are mounted anyway."""
+_MS_REMOUNT: Final = 32
 _MS_BIND: Final = 4096
 _MS_REC: Final = 16384
 _MS_PRIVATE: Final = 1 << 18
 _PR_SET_PDEATHSIG: Final = 1
+_PR_CAPBSET_DROP: Final = 24
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+_CAPABILITY_VERSION_3: Final = 0x2008_0522
 _SIOCGIFFLAGS: Final = 0x8913
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
@@ -95,6 +107,32 @@ def private_mounts() -> None:
 def die_with_parent(signal_number: int) -> None:
     """Ask the kernel for a signal when the thread that started this process ends (prctl(2), PR_SET_PDEATHSIG)."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "set the parent-death signal")
+
+
+def read_only(target: str) -> None:
+    """Let nobody in this mount namespace write below `target`, be it a mount or a path in one."""
+    _mount(target, target, "", _MS_BIND, "")
+    _mount("none", target, "", _MS_BIND | _MS_REMOUNT | _MS_READ_ONLY, "")
+
+
+def keep_capabilities(kept: AbstractSet[int]) -> None:
+    """Give up, in this process and for good in all it will start, every capability but `kept` (capabilities(7)).
+
+    They leave the bounding set, so that executing a program as root brings none of them back, and no_new_privs makes
+    set-user-ID programs ordinary ones.
+    """
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    for number in range(last + 1):
+        if number not in kept:
+            _check(_libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0), "give up a capability")
+    _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "give up ambient capabilities")
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "give up set-user-ID programs")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    held = next(int(line.split()[1], 16) for line in lines if line.startswith("CapPrm:"))
+    mask = held & sum(1 << number for number in kept)
+    low, high = mask & 0xFFFF_FFFF, mask >> 32
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    _check(_libc.capset(header, struct.pack("=6I", low, low, 0, high, high, 0)), "give up capabilities")
 
 
 def loopback_up() -> None:

@@ -11,6 +11,7 @@ the host, and no resolver daemon of the host (nscd, systemd-resolved) answers fo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import select
@@ -26,7 +27,16 @@ from typing import Final, NoReturn
 from egressd.errors import EgressError, EnvironmentProblem
 from egressd.lab import syscalls
 
-__all__ = ["Main", "child_namespace", "enter_private", "is_private", "run_private"]
+__all__ = [
+    "Main",
+    "child_namespace",
+    "enter_private",
+    "exit_code",
+    "fork_first",
+    "forward_to",
+    "is_private",
+    "run_private",
+]
 
 Main = Callable[[], int | None] | Sequence[str]
 """What runs in the world: a callable that returns an exit code (None: 0), or a program and its arguments."""
@@ -63,10 +73,10 @@ def run_private(main: Main) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     first: list[int] = []
-    previous = _handlers({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: _forward_to(first)})
+    previous = _handlers({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: forward_to(first)})
     try:
-        first.append(_fork_first(lambda: _first_process(main)))
-        return _exit_code(os.waitpid(first[0], 0)[1])
+        first.append(fork_first(lambda: _first_process(main)))
+        return exit_code(os.waitpid(first[0], 0)[1])
     finally:
         _handlers(previous)
 
@@ -83,7 +93,7 @@ def enter_private() -> None:
     _private_files()
     syscalls.loopback_up()
     _raise_file_limit()
-    pid = _fork_first(_idle)
+    pid = fork_first(_idle)
     _state.children = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     _state.private = True
 
@@ -109,7 +119,7 @@ def _private_files() -> None:
 # -------------------------------------------------------------------------- the first process of a PID namespace
 
 
-def _fork_first(body: Callable[[], NoReturn]) -> int:
+def fork_first(body: Callable[[], NoReturn]) -> int:
     """Fork PID 1 of a new PID namespace, tied to us, to run `body`; return its PID as we see it."""
     here = os.open("/proc/thread-self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     alive, held = os.pipe()
@@ -162,7 +172,7 @@ def _idle() -> NoReturn:
 def _first_process(main: Main) -> NoReturn:
     """PID 1: prepare the world, start `main`, hand signals on, reap orphans, leave with the exit code of `main`."""
     program: list[int] = []
-    _handlers({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: _forward_to(program)})
+    _handlers({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: forward_to(program)})
     syscalls.unshare(syscalls.NEW_NET | syscalls.NEW_MOUNT | syscalls.NEW_UTS | syscalls.NEW_IPC)
     _private_files()
     syscalls.mount("proc", "/proc")
@@ -175,7 +185,7 @@ def _first_process(main: Main) -> NoReturn:
     while True:
         pid, status = os.wait()
         if pid == program[0]:
-            os._exit(_exit_code(status))
+            os._exit(exit_code(status))
 
 
 def _program(main: Main) -> NoReturn:
@@ -210,14 +220,18 @@ def _handlers(wanted: dict[signal.Signals, _Handler]) -> dict[signal.Signals, _H
     return {number: signal.signal(number, handler) for number, handler in wanted.items()}
 
 
-def _forward_to(pids: list[int]) -> Callable[[int, FrameType | None], None]:
+def forward_to(pids: list[int]) -> Callable[[int, FrameType | None], None]:
+    """A handler that hands a signal on to processes, those that have just ended left out."""
+
     def forward(number: int, _frame: FrameType | None) -> None:
         for pid in pids:
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     return forward
 
 
-def _exit_code(status: int) -> int:
+def exit_code(status: int) -> int:
+    """What a shell would report of a wait status: 128 + n for the end by signal n."""
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from egressd.errors import EnvironmentProblem
-from egressd.listen.client import Client, Handler
-from egressd.listen.datagrams import DatagramReader, ForeignReader, datagram_client
+from egressd.listen.client import Client, Handler, Outbox
+from egressd.listen.datagrams import DatagramReader, DatagramSender, ForeignReader, datagram_client
 from egressd.listen.sockets import Endpoint, endpoints, open_endpoint, renew_marks
 from egressd.listen.streams import Connections
 from egressd.settings import Settings
@@ -48,7 +48,10 @@ class Listener:
         self._reading: set[socket.socket] = set()
         self.counters: dict[str, int] = dict.fromkeys(_COUNTERS, 0)
         budgets = settings.budgets
-        self._connections = Connections(loop, on_queries, self.counters, budgets.tcp_per_pod, budgets.tcp_idle)
+        self._outbox = Outbox()
+        self._connections = Connections(
+            loop, on_queries, self.counters, budgets.tcp_per_pod, budgets.tcp_idle, self._outbox
+        )
 
     @property
     def sockets(self) -> Mapping[Endpoint, socket.socket]:
@@ -104,7 +107,14 @@ class Listener:
     def client(self, endpoint: Endpoint, address: bytes, port: int) -> Client | None:
         """The way back for a UDP query that an older process took in and did not answer; None without its socket."""
         sock = self._sockets.get(endpoint) or self._sockets.get(endpoint._replace(server=b""))
-        return None if sock is None else datagram_client(sock, endpoint.server, address, port, self.counters)
+        if sock is None:
+            return None
+        sender = DatagramSender(sock, endpoint.server, self.counters, self._outbox)
+        return datagram_client(sender, address, port, self.counters)
+
+    def flush(self) -> None:
+        """Send the answers that were posted (`Client.post`): a handler calls it when it is done with a batch."""
+        self._outbox.flush()
 
     def close(self) -> None:
         """Close every socket and connection; safe to call again."""
@@ -118,8 +128,11 @@ class Listener:
         if endpoint.transport == "tcp":
             self._connections.listen(sock)
             return
-        reader = (DatagramReader if endpoint.server else ForeignReader)(
-            sock, endpoint.server, self._on_queries, self.counters
-        )
+        reader: DatagramReader | ForeignReader
+        if endpoint.server:
+            sender = DatagramSender(sock, endpoint.server, self.counters, self._outbox)
+            reader = DatagramReader(sender, self._on_queries, self.counters)
+        else:
+            reader = ForeignReader(sock, self._on_queries, self.counters)
         self._reading.add(sock)
         self._loop.add_reader(sock.fileno(), reader.readable)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import socket
 from typing import Any, Final
 
-from egressd.listen.client import MAX_DRAIN, Client, Handler, pack
+from egressd.listen.client import MAX_DRAIN, Client, Handler, Outbox, pack
 from egressd.wire import MAX_QUERY
 
 __all__ = ["Connections"]
@@ -21,7 +22,9 @@ READ_SIZE: Final = MAX_QUERY + 2
 MAX_UNSENT: Final = 256 * 1024
 """Octets of answers a connection may leave unread: four of the largest; more closes it."""
 MAX_CONNECTIONS: Final = 4096
-"""Connections in all, so that file descriptors last; `budgets.tcp_per_pod` bounds each client."""
+"""Connections in all; `budgets.tcp_per_pod` bounds each client."""
+RESERVE: Final = 512
+"""File descriptors that connections leave to everything else: sockets to upstreams, above all."""
 UNANSWERED: Final = 3
 """Idle times that a connection is kept while answers are outstanding (RFC 7766 section 6.2.3)."""
 SWEEP_S: Final = 1.0
@@ -43,12 +46,15 @@ class Connections:
         counters: dict[str, int],
         per_client: int,
         idle_s: float,
+        outbox: Outbox,
     ) -> None:
         self.loop = loop
         self.on_queries = on_queries
         self.counters = counters
+        self.outbox = outbox
         self._per_client = per_client
         self._idle_s = idle_s
+        self._most = _room()
         self._listening: set[socket.socket] = set()
         self._open: set[_Connection] = set()
         self._by_client: dict[bytes, int] = {}
@@ -130,7 +136,7 @@ class Connections:
     def _admit(self, sock: socket.socket, peer: tuple[Any, ...], received: bytes = b"") -> None:
         address = pack(peer[0])
         held = self._by_client.get(address, 0)
-        if held >= self._per_client or len(self._open) >= MAX_CONNECTIONS:
+        if held >= self._per_client or len(self._open) >= self._most:
             self.counters["tcp_over_budget"] += 1
             sock.close()
             return
@@ -149,6 +155,12 @@ class Connections:
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep) if self._open else None
 
 
+def _room() -> int:
+    """Connections in all, so that file descriptors last; a small limit is shared half and half."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if limit < 0 else min(MAX_CONNECTIONS, max(limit - RESERVE, limit // 2))
+
+
 class _Connection:
     """One connection; it is the `Client` of every query that comes over it."""
 
@@ -157,9 +169,11 @@ class _Connection:
         "_ended",
         "_owner",
         "_paused",
+        "_posted",
         "_received",
         "_socket",
         "_unsent",
+        "_writing",
         "address",
         "idle_since",
         "port",
@@ -173,9 +187,9 @@ class _Connection:
         sock.setblocking(False)
         self._owner = owner
         self._socket = sock
-        self._received = bytearray(received)
+        self._received = received
         self._unsent = bytearray()
-        self._closed = self._ended = self._paused = False
+        self._closed = self._ended = self._paused = self._posted = self._writing = False
         self.address = address
         self.port = port
         self.server = pack(sock.getsockname()[0])
@@ -192,7 +206,7 @@ class _Connection:
 
     @property
     def state(self) -> tuple[socket.socket, bytes]:
-        return self._socket, bytes(self._received)
+        return self._socket, self._received
 
     def pause(self) -> None:
         self._paused = True
@@ -204,18 +218,34 @@ class _Connection:
 
     def send(self, data: bytes) -> None:
         """Frame and send an answer; a connection that is gone, or never reads, loses it."""
+        self._frame(data)
+        self.flush()
+
+    def post(self, data: bytes) -> None:
+        """Frame an answer, and send it with those of its batch."""
+        self._frame(data)
+        if not (self._posted or self._closed):
+            self._posted = True
+            self._owner.outbox.waiting.append(self)
+
+    def _frame(self, data: bytes) -> None:
         if self._closed:
             return
         self.unanswered -= 1
-        self.idle_since = self._owner.loop.time()
         if len(data) > 0xFFFF:
             self._abandon("tcp_send_errors")
+        else:
+            self._unsent += len(data).to_bytes(2) + data
+
+    def flush(self) -> None:
+        """Send what was posted, or have it wait for room behind what waits already."""
+        self._posted = False
+        if self._closed:
             return
-        waiting = bool(self._unsent)
-        self._unsent += len(data).to_bytes(2, "big") + data
-        if not waiting:
-            self._writable(start_writer=True)
-        elif len(self._unsent) > MAX_UNSENT:
+        self.idle_since = self._owner.loop.time()
+        if not self._writing:
+            self._writable()
+        if len(self._unsent) > MAX_UNSENT and not self._closed:
             self._abandon("tcp_slow")
 
     def close(self) -> None:
@@ -232,7 +262,7 @@ class _Connection:
         self._owner.counters[counter] += 1
         self.close()
 
-    def _writable(self, start_writer: bool = False) -> None:
+    def _writable(self) -> None:
         try:
             sent = self._socket.send(self._unsent)
         except BlockingIOError:
@@ -242,10 +272,12 @@ class _Connection:
             return
         del self._unsent[:sent]
         if self._unsent:
-            if start_writer:
+            if not self._writing:
+                self._writing = True
                 self._owner.loop.add_writer(self._socket.fileno(), self._writable)
             return
-        if not start_writer:
+        if self._writing:
+            self._writing = False
             self._owner.loop.remove_writer(self._socket.fileno())
         self._close_if_done()
 
@@ -262,7 +294,7 @@ class _Connection:
             self.close()
             return
         if data:
-            self._received += data
+            self._received = self._received + data if self._received else data
             self._read_frames()
             return
         self._ended = True  # the client will ask no more, but may wait for answers
@@ -271,9 +303,7 @@ class _Connection:
 
     def _read_frames(self) -> None:
         """Hand on at most 32 whole queries, then let others run before the next 32."""
-        queries: list[tuple[bytes, Client]] = []
-        while len(queries) < MAX_DRAIN and (query := self._next_query()) is not None:
-            queries.append((query, self))
+        queries = self._take_queries()
         if queries:
             self.unanswered += len(queries)
             self.idle_since = self._owner.loop.time()
@@ -282,19 +312,21 @@ class _Connection:
         if len(queries) == MAX_DRAIN:
             self._yield_to_others()
 
-    def _next_query(self) -> bytes | None:
-        received = self._received
-        if self._closed or len(received) < 2:
-            return None
-        size = received[0] << 8 | received[1]
-        if not _HEADER <= size <= MAX_QUERY:
-            self._abandon("tcp_malformed")
-            return None
-        if len(received) < 2 + size:
-            return None
-        query = bytes(received[2 : 2 + size])
-        del received[: 2 + size]
-        return query
+    def _take_queries(self) -> list[tuple[bytes, Client]]:
+        """The whole queries at the head of what was received."""
+        queries: list[tuple[bytes, Client]] = []
+        received, at = self._received, 0
+        while not self._closed and len(queries) < MAX_DRAIN and len(received) >= at + 2:
+            size = received[at] << 8 | received[at + 1]
+            if not _HEADER <= size <= MAX_QUERY:
+                self._abandon("tcp_malformed")
+            elif len(received) < at + 2 + size:
+                break
+            else:
+                queries.append((received[at + 2 : at + 2 + size], self))
+                at += 2 + size
+        self._received = received[at:]
+        return queries
 
     def _yield_to_others(self) -> None:
         if self._closed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from egressd.policy.addresses import block_text
 from egressd.policy.explain import Explanation
 from egressd.policy.judge import ClusterFacts, Judge
-from egressd.policy.noise import is_search_noise
+from egressd.policy.noise import is_expansion, is_search_noise
 from egressd.policy.plan import Interval, Plan
 from egressd.policy.ports import WIDE_RANGE, contains, intersect, normalise, ports_text, subtract, union
 from egressd.policy.select import select, selector_matches
@@ -30,6 +30,7 @@ __all__ = [
     "block_text",
     "contains",
     "intersect",
+    "is_expansion",
     "is_search_noise",
     "normalise",
     "ports_text",

@@ -16,7 +16,7 @@ from egressd.policy.ports import subtract, union
 from egressd.policy.sweep import AddressSpace
 from egressd.policy.verdict import Entry
 
-__all__ = ["RANGES", "Guard", "Kind", "block_text", "cidr"]
+__all__ = ["RANGES", "Guard", "Kind", "block_text", "cidr", "special"]
 
 
 class Kind(IntEnum):
@@ -35,24 +35,28 @@ def cidr(text: str) -> Block:
     return Block(Address(network.network_address.packed), Address(network.broadcast_address.packed))
 
 
-RANGES: Final[tuple[tuple[Block, Kind], ...]] = tuple(
-    (cidr(text), kind)
-    for text, kind in (
-        ("0.0.0.0/8", Kind.NEVER),  # unspecified, "this network": RFC 791 section 3.2; Linux connects 0.0.0.0 to itself
-        ("10.0.0.0/8", Kind.PRIVATE),  # RFC 1918
-        ("100.64.0.0/10", Kind.PRIVATE),  # shared with the carrier: RFC 6598
-        ("127.0.0.0/8", Kind.NEVER),  # loopback: RFC 1122 section 3.2.1.3
-        ("169.254.0.0/16", Kind.NEVER),  # link-local, cloud metadata services: RFC 3927
-        ("172.16.0.0/12", Kind.PRIVATE),  # RFC 1918
-        ("192.168.0.0/16", Kind.PRIVATE),  # RFC 1918
-        ("224.0.0.0/4", Kind.NEVER),  # multicast: RFC 5771
-        ("240.0.0.0/4", Kind.PRIVATE),  # reserved: RFC 1112 section 4; some clouds number their insides with it
-        ("255.255.255.255/32", Kind.NEVER),  # limited broadcast: RFC 919 section 7
-        ("::/128", Kind.NEVER),  # unspecified: RFC 4291 section 2.5.2
-        ("::1/128", Kind.NEVER),  # loopback: RFC 4291 section 2.5.3
-        ("fc00::/7", Kind.PRIVATE),  # unique local: RFC 4193
-        ("fe80::/10", Kind.NEVER),  # link-local: RFC 4291 section 2.5.6
-        ("ff00::/8", Kind.NEVER),  # multicast: RFC 4291 section 2.7
+RANGES: Final[tuple[tuple[Block, Kind, str], ...]] = tuple(
+    (cidr(text), kind, word)
+    for text, kind, word in (
+        (
+            "0.0.0.0/8",
+            Kind.NEVER,
+            "unspecified",
+        ),  # "this network": RFC 791 section 3.2; Linux connects 0.0.0.0 to itself
+        ("10.0.0.0/8", Kind.PRIVATE, "private"),  # RFC 1918
+        ("100.64.0.0/10", Kind.PRIVATE, "private"),  # shared with the carrier: RFC 6598
+        ("127.0.0.0/8", Kind.NEVER, "loopback"),  # RFC 1122 section 3.2.1.3
+        ("169.254.0.0/16", Kind.NEVER, "link-local"),  # cloud metadata services: RFC 3927
+        ("172.16.0.0/12", Kind.PRIVATE, "private"),  # RFC 1918
+        ("192.168.0.0/16", Kind.PRIVATE, "private"),  # RFC 1918
+        ("224.0.0.0/4", Kind.NEVER, "multicast"),  # RFC 5771
+        ("240.0.0.0/4", Kind.PRIVATE, "reserved"),  # RFC 1112 section 4; some clouds number their insides so
+        ("255.255.255.255/32", Kind.NEVER, "broadcast"),  # RFC 919 section 7
+        ("::/128", Kind.NEVER, "unspecified"),  # RFC 4291 section 2.5.2
+        ("::1/128", Kind.NEVER, "loopback"),  # RFC 4291 section 2.5.3
+        ("fc00::/7", Kind.PRIVATE, "private"),  # unique local: RFC 4193
+        ("fe80::/10", Kind.NEVER, "link-local"),  # RFC 4291 section 2.5.6
+        ("ff00::/8", Kind.NEVER, "multicast"),  # RFC 4291 section 2.7
     )
 )
 
@@ -72,6 +76,19 @@ def block_text(block: Block) -> str:
     return f"{first}-{last}"
 
 
+def special(address: bytes, cluster: Iterable[Block]) -> tuple[Kind, str]:
+    """What is special about an address and the word for it, as in (Kind.NEVER, "link-local"); the strictest counts."""
+    ranges = (*((block, Kind.PRIVATE, "inside the cluster") for block in cluster), *RANGES)
+    inner = (address[12:],) if len(address) == 16 and address[:12] in _CARRIERS else ()
+    found = [
+        (kind, word)
+        for one in (address, *inner)
+        for block, kind, word in ranges
+        if len(block.first) == len(one) and block.first <= one <= block.last
+    ]
+    return max(found, key=lambda each: each[0], default=(Kind.ORDINARY, "ordinary"))
+
+
 def _first_octets(blocks: Iterable[Block]) -> bytes:
     flags = bytearray(256)
     for first, last in blocks:
@@ -86,7 +103,7 @@ class Guard:
     __slots__ = ("_known", "_space", "notable")
 
     def __init__(self, cluster: Iterable[Block], denies: Iterable[Entry]) -> None:
-        items: list[tuple[Block, Kind | Entry]] = [*RANGES]
+        items: list[tuple[Block, Kind | Entry]] = [(block, kind) for block, kind, _ in RANGES]
         items += [(block, Kind.PRIVATE) for block in cluster]
         items += [(block, entry) for entry in denies for block in entry.rule.blocks]
         self._space: AddressSpace[Kind | Entry] = AddressSpace(items)

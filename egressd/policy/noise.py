@@ -8,12 +8,12 @@ for (dns.md, Names that people forget). The shapes that do exist are those of th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Final
 
 from egressd.names import ROOT, Name, in_domain
 
-__all__ = ["is_search_noise"]
+__all__ = ["is_expansion", "is_search_noise"]
 
 MULTI_CLUSTER: Final = Name("clusterset.local")
 """Domain of the Multi-Cluster Services API (KEP-1645); headless records there have one label more, the cluster's."""
@@ -32,6 +32,22 @@ def is_search_noise(name: Name, domains: Sequence[Name]) -> bool:
     """
     over = [domain for domain in domains if domain != ROOT and in_domain(name, domain)]
     return bool(over) and not any(_has_shape(name, domain) for domain in over)
+
+
+def is_expansion(name: str, asked: Container[str], domains: Iterable[Name]) -> bool:
+    """Whether a name that does not exist is no more than another one, of those `asked`, with a search domain behind it.
+
+    `paste.example.shop.svc.cluster.local` has the shape of a Service's host, so a cluster is asked for it; only that
+    the same client asked for `paste.example` as well tells what it was.
+    """
+    if not any(domain not in {ROOT, name} and in_domain(Name(name), domain) for domain in domains):
+        return False
+    at = name.find(".")
+    while at > 0:
+        if name[:at] in asked:
+            return True
+        at = name.find(".", at + 1)
+    return False
 
 
 def _has_shape(name: Name, domain: Name) -> bool:

@@ -31,6 +31,8 @@ __all__ = ["load_settings", "read_settings", "resolvers_of", "stated_settings"]
 MAX_SETTINGS: Final = 1024 * 1024
 """Characters of a settings file: what a ConfigMap may hold."""
 PREFIX: Final = "EGRESSD_"
+SHORTEST_INTERVAL_S: Final = 1
+"""The data path speaks once a second; more often there is nothing new."""
 RESOLV_CONF: Final = "/etc/resolv.conf"
 _SERVICE: Final = re.compile(
     r"EGRESSD_(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?"
@@ -253,6 +255,8 @@ def _across(options: Options, node: Node) -> Iterator[tuple[Location, Fault]]:
     if firewall.route_table in {253, 254, 255}:
         message = f"route table {firewall.route_table} is the system's own (default, main or local); choose another"
         yield _at(("firewall", "route_table"), node, message)
+    if settings.otlp.interval < SHORTEST_INTERVAL_S:
+        yield _at(("otlp", "interval"), node, "metrics can be sent once a second at most")
     if settings.source.kind == "directory" and not settings.source.path:
         yield _at(("source", "path"), node, "a source of kind 'directory' needs a path")
 

@@ -10,6 +10,7 @@ import dataclasses
 import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -70,6 +71,23 @@ def _socket(text: str) -> str:
     return _path(text)
 
 
+def _base_url(text: str) -> str:
+    """A URL that secrets cannot hide in, for it is logged."""
+    if not text:
+        return text
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if any(letter in text for letter in "@?#"):
+        raise ValueError("the URL may hold no user, query or fragment; secrets go into OTEL_EXPORTER_OTLP_HEADERS")
+    if not host or port == 0 or parts.scheme not in {"http", "https"} or not text.isprintable() or " " in text:
+        raise ValueError(f"{shown(text)} is not a collector's URL; write http://HOST:4318 or https://HOST:4318")
+    return text.rstrip("/")
+
+
+BaseUrl = Annotated[str, Reads(_base_url, {"type": "string"})]
 Path = Annotated[str, Reads(_path, {"type": "string"})]
 SocketPath = Annotated[str, Reads(_socket, {"type": "string"})]
 AddressText = Annotated[Address, Reads(read_address, {"type": "string"})]
@@ -117,6 +135,7 @@ class CachePart(Section):
 class DnsPart(Section):
     upstreams: list[UpstreamText] = Field(default_factory=list)
     servers: list[AddressText] = Field(default_factory=list)
+    ca_file: Path = ""
     foreign: Annotated[str, choice("Deny", "Answer")] = ""
     intercept: Annotated[str, choice("All", "Selected")] = ""
     exempt: ExemptPart = Field(default_factory=ExemptPart)
@@ -169,11 +188,20 @@ class AuditPart(Section):
     keep: Natural = 0
     stdout: Flag = False
     queue: Positive = 1
+    flows: Annotated[str, choice("Denied", "All")] = ""
 
 
 class HistoryPart(Section):
     file: Path = ""
     max_rows: Natural = 0
+    max_bytes: Size = 0
+
+
+class OtlpPart(Section):
+    endpoint: BaseUrl = ""
+    logs: Flag = True
+    metrics: Flag = True
+    interval: Duration = 0
 
 
 class EventsPart(Section):
@@ -203,5 +231,6 @@ class Options(Section):
     budgets: BudgetsPart = Field(default_factory=BudgetsPart)
     audit: AuditPart = Field(default_factory=AuditPart)
     history: HistoryPart = Field(default_factory=HistoryPart)
+    otlp: OtlpPart = Field(default_factory=OtlpPart)
     events: EventsPart = Field(default_factory=EventsPart)
     admin: AdminPart = Field(default_factory=AdminPart)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Final
 
-from egressd.model import Address
+from egressd.model import Address, address_text
 from egressd.schema.checks import Reads
 from egressd.schema.problem import did_you_mean, shown
 from egressd.schema.tree import Odd
@@ -115,24 +115,29 @@ def _port(text: str, whole: str) -> int:
     return int(text)
 
 
-def _host(text: str, scheme: str, whole: str) -> tuple[Address, str]:
-    """Address and name of a server. Only encrypted resolvers, whose certificate proves the name, may go by name."""
+def _host(text: str, scheme: str, whole: str) -> Address:
+    """The address of a server. Raises `ValueError` for a name, `InvalidName` for what is neither."""
     try:
-        return read_address(text), ""
+        return read_address(text)
     except ValueError:
-        if scheme in {"udp", "tcp"}:
-            raise ValueError(
-                f"{shown(whole)}: a resolver goes by its address, for nothing can look {shown(text)} up yet; "
-                "write the address, or tls:// or https:// before a name"
-            ) from None
-    return Address(b""), read_domain(text)
+        forms = f"{scheme}://ADDRESS#{read_domain(text)}" if scheme in {"tls", "https"} else "the address"
+        raise ValueError(
+            f"{shown(whole)}: a resolver goes by its address, for nothing can look {shown(text)} up yet; write {forms}"
+        ) from None
+
+
+def _name(text: str, whole: str) -> str:
+    """The name that a certificate must be for. Raises `ValueError`, `InvalidName`."""
+    name = read_domain(text)
+    if name.rpartition(".")[2].isdigit():
+        raise ValueError(f"{shown(whole)}: {shown('#' + text)} is an address; a name goes there, or nothing")
+    return str(name)
 
 
 def read_upstream(text: str) -> Upstream:
     """One resolver to ask (interface.md, `dns.upstreams`). Raises `ValueError`, `InvalidName`.
 
-    `tls` and `https` take a host's name: then `address` is empty, and the name must be looked up elsewhere (the node's
-    resolver) before the first question; `ADDRESS#NAME` gives both.
+    With `tls` and `https` the certificate must be for `host`: the name behind `#`, else the address itself.
     """
     if text.count(":") > 1 and "://" not in text and not text.startswith("["):
         return Upstream(read_address(text))
@@ -148,9 +153,11 @@ def read_upstream(text: str) -> Upstream:
         raise ValueError(f"{shown(text)}: only https:// has a path; remove {shown(found['path'])}")
     if found["name"] and scheme not in {"tls", "https"}:
         raise ValueError(f"{shown(text)}: only tls:// and https:// verify a name; remove {shown('#' + found['name'])}")
-    address, name = _host(found["v6"] if found["v6"] is not None else found["host"], scheme, text)
+    address = _host(found["v6"] if found["v6"] is not None else found["host"], scheme, text)
     port = _port(found["port"], text) if found["port"] is not None else _DEFAULT_PORT[scheme]
-    host = found["name"] or name or (found["v6"] or found["host"] if scheme in {"tls", "https"} else "")
+    host = _name(found["name"], text) if found["name"] else ""
+    if scheme in {"tls", "https"} and not host:
+        host = address_text(address)
     path = (found["path"] if found["path"] not in {None, "/"} else "/dns-query") if scheme == "https" else ""
     return Upstream(address, port, scheme, host, path or "")
 

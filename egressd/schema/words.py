@@ -16,7 +16,16 @@ from egressd.names import MAX_NAME, ROOT, Name, Pattern, parse_name, parse_patte
 from egressd.schema.problem import did_you_mean, shown
 from egressd.schema.tree import Odd
 
-__all__ = ["read_address", "read_block", "read_domain", "read_peer", "read_spans", "spans_strangers", "suffix_warning"]
+__all__ = [
+    "read_address",
+    "read_block",
+    "read_domain",
+    "read_peer",
+    "read_spans",
+    "registrable",
+    "spans_strangers",
+    "suffix_warning",
+]
 
 MAX_PEER: Final = MAX_NAME + len("*.") + len(".")
 """Characters of a peer; longer ones are refused before anything looks at their labels."""
@@ -111,6 +120,15 @@ def suffix_warning(pattern: Pattern) -> str:
         f"'{pattern}' covers everyone who registers a name under {pattern.name}, a public suffix: "
         "list the names that are meant, if you can"
     )
+
+
+def registrable(name: str) -> str:
+    """The domain that somebody registered and a name lies under: one label more than its public suffix.
+
+    Where the list knows no suffix (`cluster.local`, `example`), the last two labels; of a suffix itself, itself.
+    """
+    found: str | None = _suffixes().privatesuffix(name)
+    return found or ".".join(name.rsplit(".", 2)[-2:])
 
 
 @cache

@@ -5,7 +5,7 @@ A scrape reads what the data path said last and what the control side knows; nob
 
 from __future__ import annotations
 
-from egressd.telemetry.collect import CONTENT_TYPE, ControlFacts, exposition
+from egressd.telemetry.collect import CONTENT_TYPE, ControlFacts, HistoryFacts, Reading, exposition, readings
 from egressd.telemetry.process import ProcessUse, own_use
 from egressd.telemetry.table import METRICS, Metric, sample_names
 
@@ -13,9 +13,12 @@ __all__ = [
     "CONTENT_TYPE",
     "METRICS",
     "ControlFacts",
+    "HistoryFacts",
     "Metric",
     "ProcessUse",
+    "Reading",
     "exposition",
     "own_use",
+    "readings",
     "sample_names",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -20,13 +20,24 @@ from egressd.link import Stats, Tally
 from egressd.telemetry.process import ProcessUse
 from egressd.telemetry.table import COUNTER, HISTOGRAM, METRICS, Metric
 
-__all__ = ["CONTENT_TYPE", "ControlFacts", "exposition"]
+__all__ = ["CONTENT_TYPE", "ControlFacts", "HistoryFacts", "Reading", "exposition", "readings"]
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
 Samples = Iterable[tuple[tuple[str, ...], float]]
 """Label values, and the value."""
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+
+
+class HistoryFacts(NamedTuple):
+    """How history fares."""
+
+    rows: int = 0
+    octets: int = 0
+    records: int = 0
+    folded: int = 0
+    dropped: int = 0
+    failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,13 @@ class ControlFacts:
     requests: Mapping[int, int] = field(default_factory=dict)
     """Answers of the admin API by HTTP status."""
     followers: int = 0
+    exported: int = 0
+    """Audit records that a collector has taken."""
+    export_dropped: Mapping[str, int] = field(default_factory=dict)
+    """By why."""
+    export_failures: int = 0
+    """Requests that a collector did not take."""
+    history: HistoryFacts = HistoryFacts()
 
 
 def _tallies(tallies: Iterable[Tally]) -> Samples:
@@ -72,6 +90,15 @@ _WORKED_OUT: Final[dict[str, Callable[[ControlFacts], Samples]]] = {
     "egressd_policies": lambda facts: [((state,), count) for state, count in facts.policies.items()],
     "egressd_audit_records_total": lambda facts: _plain(facts.records_written),
     "egressd_audit_dropped_total": lambda facts: [((where,), count) for where, count in facts.records_dropped.items()],
+    "egressd_export_records_total": lambda facts: _plain(facts.exported),
+    "egressd_export_dropped_total": lambda facts: [((why,), count) for why, count in facts.export_dropped.items()],
+    "egressd_export_failures_total": lambda facts: _plain(facts.export_failures),
+    "egressd_history_rows": lambda facts: _plain(facts.history.rows),
+    "egressd_history_bytes": lambda facts: _plain(facts.history.octets),
+    "egressd_history_records_total": lambda facts: _plain(facts.history.records),
+    "egressd_history_folded_total": lambda facts: _plain(facts.history.folded),
+    "egressd_history_dropped_total": lambda facts: _plain(facts.history.dropped),
+    "egressd_history_failures_total": lambda facts: _plain(facts.history.failures),
     "egressd_admin_requests_total": lambda facts: [((str(code),), n) for code, n in sorted(facts.requests.items())],
     "egressd_admin_followers": lambda facts: _plain(facts.followers),
 }
@@ -83,6 +110,7 @@ _OF_STATS: Final[dict[str, Callable[[Stats], Samples]]] = {
     "egressd_kernel_consistent": lambda stats: _plain(not stats.refused),
     "egressd_upstream_healthy": lambda stats: [((str(n),), u.healthy) for n, u in enumerate(stats.upstreams)],
     "egressd_upstream_failures": lambda stats: [((str(n),), u.failures) for n, u in enumerate(stats.upstreams)],
+    "egressd_upstream_rtt_seconds": lambda stats: [((str(n),), u.rtt_us / 1e6) for n, u in enumerate(stats.upstreams)],
 }
 
 
@@ -134,6 +162,48 @@ def _histogram(metric: Metric, stats: Stats) -> HistogramMetricFamily | None:
     made = HistogramMetricFamily(metric.name, metric.help)
     made.add_metric((), buckets, stats.latency_sum_us / 1e6)
     return made
+
+
+# ------------------------------------------------------------------------------------------ for other formats
+
+
+class Reading(NamedTuple):
+    """One metric as plain values, for formats other than Prometheus' own."""
+
+    metric: Metric
+    samples: tuple[tuple[tuple[str, ...], float, float], ...]
+    """Label values, value, and since when it was counted (seconds since the epoch)."""
+    buckets: tuple[int, ...] = ()
+    """A histogram's counts, each without those before it; the last one is for what is above all bounds."""
+    bounds: tuple[float, ...] = ()
+    """Inclusive upper bounds, seconds."""
+
+
+def readings(facts: ControlFacts) -> Iterator[Reading]:
+    """What `exposition` serves, as values. A histogram's one sample holds its sum."""
+    for metric in METRICS:
+        stats = facts.stats
+        if metric.kind == HISTOGRAM:
+            if stats is not None and stats.latency_us:
+                bounds = tuple(bound / 1e6 for bound in stats.latency_bounds_us)
+                total = (((), stats.latency_sum_us / 1e6, stats.started),)
+                yield Reading(metric, total, stats.latency_us, bounds)
+            continue
+        samples = _samples(metric, facts)
+        if samples is not None:
+            found = tuple((labels, value, _since(metric, labels, facts)) for labels, value in samples)
+            yield Reading(metric, found)
+
+
+def _since(metric: Metric, labels: tuple[str, ...], facts: ControlFacts) -> float:
+    """When the process began that counts it."""
+    if metric.name in _WORKED_OUT:
+        use = facts.processes.get(labels[0] if metric.labels == ("process",) else "control")
+        return use.started if use is not None else 0.0
+    return facts.stats.started if facts.stats is not None else 0.0
+
+
+# ---------------------------------------------------------------------------------------------- for Prometheus
 
 
 def exposition(facts: ControlFacts) -> bytes:

@@ -113,6 +113,12 @@ METRICS: Final[tuple[Metric, ...]] = (
         parts=(Part("exchange.aggregated"),),
     ),
     Metric(
+        "egressd_dns_flood_dropped_total",
+        COUNTER,
+        "Queries that the kernel dropped unread, of pods far past their budget.",
+        parts=(Part("flows.flooded"),),
+    ),
+    Metric(
         "egressd_dns_loops_total",
         COUNTER,
         "Own questions that came back: DNS pods that are not exempt.",
@@ -160,11 +166,16 @@ METRICS: Final[tuple[Metric, ...]] = (
             ("upstream.forged", "forged"),
             ("upstream.malformed", "malformed"),
             ("upstream.sockets", "socket"),
+            ("upstream.connections", "connection"),
+            ("upstream.distrusted", "distrusted"),
+            ("upstream.hung_up", "hung-up"),
+            ("upstream.probes", "probe"),
         ),
     ),
     Metric("egressd_upstream_in_flight", GAUGE, "Questions asked and open.", parts=(Part("upstream.in_flight"),)),
     Metric("egressd_upstream_healthy", GAUGE, "Whether an upstream answers; by its place in settings.", ("upstream",)),
     Metric("egressd_upstream_failures", GAUGE, "Failures in a row since an upstream's last answer.", ("upstream",)),
+    Metric("egressd_upstream_rtt_seconds", GAUGE, "Smoothed time to an upstream's answers.", ("upstream",)),
     # ------------------------------------------------------------------------------------- grants and kernel
     Metric(
         "egressd_grants",
@@ -179,7 +190,13 @@ METRICS: Final[tuple[Metric, ...]] = (
         "egressd_grants_evicted_total",
         COUNTER,
         "Elements that a bound pushed out while they lived.",
-        parts=(Part("exchange.grants_evicted"),),
+        parts=(Part("ledger.evicted"),),
+    ),
+    Metric(
+        "egressd_grants_kept_live_total",
+        COUNTER,
+        "Times that a bound passed over a grant because a connection to its address was alive.",
+        parts=(Part("ledger.kept_live"),),
     ),
     Metric(
         "egressd_kernel_refusals_total",
@@ -201,12 +218,18 @@ METRICS: Final[tuple[Metric, ...]] = (
         "Live connections ended because they lost their sanction.",
         parts=(Part("kernel.cut"),),
     ),
+    Metric(
+        "egressd_kernel_put_back_connections_total",
+        COUNTER,
+        "Live connections put back that the kernel had forgotten (conntrack -F).",
+        parts=(Part("kernel.put_back"),),
+    ),
     Metric("egressd_kernel_consistent", GAUGE, "Whether the kernel's table is what it should be."),
     # ---------------------------------------------------------------------------------------- flows and audit
     Metric(
         "egressd_flow_events_total",
         COUNTER,
-        "Connections that the kernel refused or reported, by verdict and reason.",
+        "Flows that the kernel reported, at most one a minute of each, by verdict and reason.",
         ("verdict", "reason"),
     ),
     Metric(
@@ -214,6 +237,18 @@ METRICS: Final[tuple[Metric, ...]] = (
         COUNTER,
         "Reports of the kernel that did not reach egressd.",
         parts=(Part("nflog.lost"),),
+    ),
+    Metric(
+        "egressd_flow_packets_unreported_total",
+        COUNTER,
+        "Packets of new flows that no record tells of: past the kernel's bound of reports.",
+        parts=(Part("flows.unreported"),),
+    ),
+    Metric(
+        "egressd_flow_unfollowed_total",
+        COUNTER,
+        "Flows of which only the first packet of a minute is recorded: too many at once.",
+        parts=(Part("flows.unfollowed"),),
     ),
     Metric("egressd_audit_queue_records", GAUGE, "Audit records that wait.", parts=(Part("audit.queued"),)),
     Metric("egressd_audit_queue_limit", GAUGE, "The most that may wait (audit.queue).", parts=(Part("audit.limit"),)),
@@ -224,6 +259,26 @@ METRICS: Final[tuple[Metric, ...]] = (
         "Audit records lost: to a full queue, to an output that failed, to a reader who was too slow.",
         ("event",),
     ),
+    # ------------------------------------------------------------------------------------------- export (OTLP)
+    Metric("egressd_export_records_total", COUNTER, "Audit records that the OTLP collector has taken."),
+    Metric(
+        "egressd_export_dropped_total",
+        COUNTER,
+        "Audit records not exported: no room to wait, refused by the collector, or given up after many tries.",
+        ("reason",),
+    ),
+    Metric("egressd_export_failures_total", COUNTER, "Export requests that the OTLP collector did not take."),
+    # ------------------------------------------------------------------------------------------------ history
+    Metric("egressd_history_rows", GAUGE, "Rows in the history: one for all that is alike on one day."),
+    Metric("egressd_history_bytes", GAUGE, "Size of the history on the disk."),
+    Metric("egressd_history_records_total", COUNTER, "Records that went into the history."),
+    Metric(
+        "egressd_history_folded_total",
+        COUNTER,
+        "Sums kept without their very name or port, because their workload had too many of them that day.",
+    ),
+    Metric("egressd_history_dropped_total", COUNTER, "Records for which the history had no room."),
+    Metric("egressd_history_failures_total", COUNTER, "Times that the history's file could not be used."),
     # ---------------------------------------------------------------------------------------------- admin API
     Metric("egressd_admin_requests_total", COUNTER, "Requests answered by the admin API.", ("code",)),
     Metric("egressd_admin_followers", GAUGE, "Readers that follow the audit records now."),

@@ -5,6 +5,9 @@ random when it is bound to port 0; a socket is replaced after some uses, some se
 the old one lives on until its last question is answered or given up. A connected socket takes datagrams from its
 peer only.
 
+Questions of one batch leave together, over one socket picked at random for them all: for each of them, port and ID are
+as hard to guess as if it had gone alone.
+
 All sockets share one epoll descriptor, and that alone is given to the loop: replies that came on many sockets are then
 read in one wake and delivered together, and a socket in error (an ICMP message arrived) does not stop being polled,
 as it would under uvloop, where libuv ends a poll at the first error.
@@ -13,10 +16,13 @@ as it would under uvloop, where libuv ends a poll at the first error.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import select
 import socket
 from typing import Final
 
+from egressd.datagrams import receive, send
 from egressd.model import address_text
 from egressd.settings import Upstream
 from egressd.upstream.flight import NO_REACHABLE_AUTHORITY, Failure, Flight, Server, Sink
@@ -35,14 +41,16 @@ MAX_FORGED: Final = 32
 MAX_DRAIN: Final = 32
 READ_SIZE: Final = 4096
 """Octets; more than the 1232 that we say we take."""
-WAITS_S: Final[tuple[float, ...]] = (0.8, 1.2, 2.0)
-"""Seconds to wait for an answer before the first, second and third retry: 4 in all."""
+_PASSING: Final = frozenset({errno.EAGAIN, errno.ECONNREFUSED})
+"""Errors that say nothing of a query: the send buffer was full (as lost as on the wire, and asked again in time), or an
+earlier datagram was refused, which is said only once; then it is sent again."""
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Channel:
     """One connected socket and the questions asked over it, by ID."""
 
-    __slots__ = ("born", "carrier", "forged", "local", "pending", "retired", "sock", "uses")
+    __slots__ = ("born", "carrier", "forged", "local", "pending", "posted", "retired", "sock", "uses")
 
     def __init__(self, carrier: DatagramCarrier, sock: socket.socket, local: tuple[bytes, int], born: float) -> None:
         self.carrier = carrier
@@ -50,6 +58,8 @@ class Channel:
         self.local = local
         self.born = born
         self.pending: dict[int, Flight] = {}
+        self.posted: list[tuple[bytes, bytes]] = []
+        """Queries of this batch, to be sent together."""
         self.uses = 0
         self.forged = 0
         self.retired = False
@@ -71,27 +81,25 @@ class DatagramCarrier:
         self._family = socket.AF_INET if len(upstream.address) == 4 else socket.AF_INET6
         self._peer = (address_text(upstream.address), upstream.port)
         self._channels: list[Channel | None] = [None] * POOL
+        self._batch: Channel | None = None
 
     def send(self, flight: Flight, now: float) -> float:
         """Ask over a random socket with a random ID. Raises OSError when the kernel knows no way."""
         ident, pick = self._idents.take()
-        channel = self._channels[pick % POOL]
-        if channel is None or channel.uses >= MAX_USES or now - channel.born > MAX_AGE_S or channel.forged > MAX_FORGED:
-            channel = self._replace(pick % POOL, now)
+        channel = self._batch or self._pick(pick, now)
         pending = channel.pending
         while ident in pending:
             ident, _ = self._idents.take()
         data = upstream_query(flight.question, ident, flight.edns, flight.options)
-        try:
-            channel.sock.send(data)
-        except BlockingIOError:
-            pass  # the send buffer is full: as lost as on the wire, and asked again in time
-        except ConnectionRefusedError:
-            channel.sock.send(data)  # the error was an earlier datagram's, and is reported only once
+        if self.datagrams.gather:
+            self._batch = channel
+            self.datagrams.post(channel, data)
+        else:
+            _send_one(channel.sock, data)
         channel.uses += 1
         pending[ident] = flight
         flight.tickets.append((channel, ident))
-        return WAITS_S[flight.timeouts] if flight.timeouts < len(WAITS_S) else WAITS_S[-1]
+        return self.server.health.wait_s(flight.timeouts)
 
     def close(self) -> None:
         for channel in self._channels:
@@ -99,14 +107,36 @@ class DatagramCarrier:
                 self.datagrams.close_channel(channel)
         self._channels = [None] * POOL
 
+    def end_batch(self) -> None:
+        """What is asked from now on goes over another socket."""
+        self._batch = None
+
+    def _pick(self, pick: int, now: float) -> Channel:
+        channel = self._channels[pick % POOL]
+        if channel is None or channel.uses >= MAX_USES or now - channel.born > MAX_AGE_S or channel.forged > MAX_FORGED:
+            channel = self._replace(pick % POOL, now)
+        return channel
+
     def _replace(self, place: int, now: float) -> Channel:
-        fresh = self.datagrams.open_channel(self, self._family, self._peer, now)
+        try:
+            fresh = self.datagrams.open_channel(self, self._family, self._peer, now)
+        except OSError as error:
+            spare = self._spare(place) if error.errno in _EXHAUSTED else None
+            if spare is None:
+                raise
+            return spare
         old, self._channels[place] = self._channels[place], fresh
         if old is not None:
             old.retired = True
             if not old.pending:
                 self.datagrams.close_channel(old)
         return fresh
+
+    def _spare(self, place: int) -> Channel | None:
+        """Without a descriptor left, a port in use for longer than it should be is better than no answer; one that a
+        forger knows is not."""
+        standing = (self._channels[place], *self._channels)
+        return next((channel for channel in standing if channel is not None and channel.forged <= MAX_FORGED), None)
 
 
 class Datagrams:
@@ -119,12 +149,17 @@ class Datagrams:
         counters: dict[str, int],
         local: set[tuple[bytes, int]],
         mark: int,
+        *,
+        gather: bool = False,
     ) -> None:
+        """With `gather`, queries wait for `push`."""
         self._loop = loop
         self._sink = sink
         self._counters = counters
         self._local = local
         self._mark = mark
+        self.gather = gather
+        self._posted: list[Channel] = []
         self._channels: dict[int, Channel] = {}
         self._epoll = select.epoll()
         loop.add_reader(self._epoll.fileno(), self._readable)
@@ -166,20 +201,54 @@ class Datagrams:
         self._epoll.unregister(channel.sock.fileno())
         channel.sock.close()
 
+    # ---------------------------------------------------------------------------------------- sending
+
+    def post(self, channel: Channel, data: bytes) -> None:
+        """Have `push` send a query."""
+        if not channel.posted:
+            self._posted.append(channel)
+        channel.posted.append((data, b""))
+
+    def push(self) -> None:
+        """Send what was posted, with one system call for each socket that any of it goes over: nearly always one."""
+        while self._posted:  # what cannot be sent is asked elsewhere, and posted anew
+            posted, self._posted = self._posted, []
+            for channel in posted:
+                channel.carrier.end_batch()
+                self._push(channel)
+
+    def _push(self, channel: Channel) -> None:
+        queries, channel.posted = channel.posted, []
+        if channel.sock.fileno() < 0:
+            return  # whoever asked has given up
+        failures = send(channel.sock, queries)
+        refused = [queries[place] for place, number in failures if number == errno.ECONNREFUSED]
+        for place, number in failures:
+            if number not in _PASSING:
+                data = queries[place][0]
+                self._fail(channel, data[0] << 8 | data[1], number)
+        if refused:
+            send(channel.sock, refused)
+
+    # ---------------------------------------------------------------------------------------- receiving
+
     def _readable(self) -> None:
-        """Read one reply from each of up to 32 sockets, then deliver them together; the loop calls again for more."""
+        """Read up to 32 replies, then deliver them together; the loop calls again for more."""
+        left = MAX_DRAIN
         for descriptor, _ in self._epoll.poll(0, MAX_DRAIN):
             channel = self._channels.get(descriptor)
             if channel is None:
                 continue  # closed by what an earlier reply of this batch led to
             try:
-                data = channel.sock.recv(READ_SIZE)
-            except BlockingIOError:
-                continue  # a datagram whose checksum was wrong
+                replies = receive(channel.sock, left, READ_SIZE)
             except OSError as error:
                 self._lost(channel, error)
             else:
-                self._read(channel, data)
+                for data, _ in replies:
+                    self._read(channel, data)
+                left -= len(replies)
+            if not left:
+                break
         self._sink.flush()
 
     def _read(self, channel: Channel, data: bytes) -> None:
@@ -191,7 +260,20 @@ class Datagrams:
 
     def _lost(self, channel: Channel, error: OSError) -> None:
         """The kernel reports that the upstream cannot be reached: nothing asked over this socket will be answered."""
-        server = channel.carrier.server
-        failure = Failure(NO_REACHABLE_AUTHORITY, f"{server.health}: {error.strerror}")
-        for ident, flight in tuple(channel.pending.items()):
+        for ident in tuple(channel.pending):
+            self._fail(channel, ident, error.errno or 0)
+
+    def _fail(self, channel: Channel, ident: int, number: int) -> None:
+        server, flight = channel.carrier.server, channel.pending.get(ident)
+        if flight is not None:
+            failure = Failure(NO_REACHABLE_AUTHORITY, f"{server.health}: {os.strerror(number)}")
             self._sink.failed(server, flight, channel, ident, failure)
+
+
+def _send_one(sock: socket.socket, data: bytes) -> None:
+    try:
+        sock.send(data)
+    except BlockingIOError:
+        pass  # as below
+    except ConnectionRefusedError:
+        sock.send(data)

@@ -38,9 +38,17 @@ class Flight:
     server: Server
     """Whom it was sent to last, and until when the answer is waited for."""
     deadline: float
+    asked: float
+    """When it was sent last; 0 if that sending is known to have failed."""
     attempts = 0
     timeouts = 0
     edns = True
+    probe = False
+    """Sent to measure a server; nobody waits for it."""
+    reopened = False
+    """Whether it was asked again because a connection that had been good before was closed under it."""
+    reshuffled = False
+    """Whether the first ticket may be another than that of the first sending."""
     fallback: Answer | None = None
     """A SERVFAIL or REFUSED, passed on if nobody knows better."""
     failure: Failure | None = None
@@ -61,15 +69,30 @@ class Flight:
         for holder, ident in self.tickets:
             holder.forget(ident)
         self.tickets.clear()
+        self.reshuffled = True
 
     def drop_ticket(self, holder: Holder, ident: int) -> None:
         """Stop waiting for one reply."""
         holder.forget(ident)
-        self.tickets.remove((holder, ident))
+        place = self.tickets.index((holder, ident))
+        del self.tickets[place]
+        if not place:
+            self.reshuffled = True
+        if place == len(self.tickets):
+            self.asked = 0.0
+
+    def sent_at(self, holder: Holder, ident: int) -> float:
+        """When the query left that one ticket waits for; 0 where that is not known any more."""
+        ticket = (holder, ident)
+        if self.tickets[-1] == ticket:
+            return self.asked
+        return self.started if self.tickets[0] == ticket and not self.reshuffled else 0.0
 
 
 class Carrier(Protocol):
-    """How questions travel to one server: UDP or TCP today; TLS and HTTPS take their place behind this."""
+    """How questions travel to one server: over UDP, over TCP and TLS, or over HTTPS."""
+
+    server: Server
 
     def send(self, flight: Flight, now: float) -> float:
         """Ask `flight.question`, add a ticket to the flight, return how many seconds to wait. Raises OSError."""
@@ -98,6 +121,9 @@ class Sink(Protocol):
 
     def failed(self, server: Server, flight: Flight, holder: Holder, ident: int, failure: Failure) -> None:
         """No reply will come."""
+
+    def hung_up(self, server: Server, flight: Flight, holder: Holder, ident: int, failure: Failure) -> None:
+        """The server closed a connection that was good until then: idle for it, perhaps, as the query was sent."""
 
     def flush(self) -> None:
         """The end of one batch of reports: deliver what they came to."""

@@ -7,26 +7,38 @@ waiter gets the same answer or failure), it is asked once more, or it goes on wa
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from egressd.errors import EnvironmentProblem, WireError
 from egressd.settings import Upstream
+from egressd.upstream.choice import Choice
 from egressd.upstream.datagrams import Channel, DatagramCarrier, Datagrams
 from egressd.upstream.flight import NO_REACHABLE_AUTHORITY, Carrier, Failure, Flight, Holder, Server
-from egressd.upstream.health import Health
+from egressd.upstream.health import FIRST_WAIT_S, LONGEST_WAIT_S, Health
+from egressd.upstream.replies import bare_error_of, repeats
 from egressd.upstream.streams import StreamCarrier
-from egressd.wire import MAX_RECORDS, Answer, Question, rcode_text, read_answer
+from egressd.upstream.tls import trusting
+from egressd.upstream.understood import Understood
+from egressd.wire import MAX_RECORDS, Answer, Question, rcode_text
 
 __all__ = ["Deliver", "Upstreams"]
 
+log = logging.getLogger("egressd.upstream")
+
 BUDGET_S: Final = 4.0
-"""Seconds for one question over UDP, retries included: less than the 5 s after which resolvers ask again."""
+"""Seconds for one question, retries included: less than the 5 s after which resolvers ask again."""
 STREAM_BUDGET_S: Final = 8.0
-"""Seconds for one question that TCP was needed for."""
-MIN_ATTEMPTS: Final = 3
-"""How often a question is sent before it is given up, however few upstreams there are."""
-SWEEP_S: Final = 0.1
+"""Seconds for one question whose answer does not fit a datagram."""
+MIN_ATTEMPTS: Final = 7
+"""How often a question is sent before it is given up, however few upstreams there are: from 50 ms on, each wait twice
+as long as the one before, seven fill the budget; from 0.8 s on, three."""
+LAST_S: Final = 0.25
+"""With less than that left nothing is sent any more."""
+SWEEP_S: Final = 0.025
+SAMPLE_S: Final = 0.001
+"""Of the answers of one wake of the loop the first says how fast a server is; the others would say the same."""
 
 _ELSEWHERE: Final = frozenset({2, 5})
 """SERVFAIL and REFUSED: another upstream may know better."""
@@ -47,6 +59,10 @@ _COUNTERS: Final = (
     "forged",  # datagrams with an ID or question never asked, late ones too: ignored
     "malformed",  # answers to our question that cannot be read
     "sockets",  # UDP sockets opened
+    "connections",  # TCP connections opened, those of TLS and HTTPS too
+    "distrusted",  # certificates refused
+    "hung_up",  # asked again because an idle connection was closed under the question
+    "probes",  # questions asked twice, to measure an upstream
 )
 
 Deliver = Callable[[list[tuple[Any, Answer | Failure]]], None]
@@ -56,8 +72,11 @@ Deliver = Callable[[list[tuple[Any, Answer | Failure]]], None]
 class Upstreams:
     """Asks the configured resolvers; each `ask` leads to one delivery for its waiter, unless `close` comes first.
 
-    `source_mark` is put on every packet to an upstream (0: none), EDNS `options` into every query. Raises
-    `EnvironmentProblem` for upstreams that this version cannot ask. Works with asyncio's loop and with uvloop.
+    `source_mark` is put on every packet to an upstream (0: none), EDNS `options` into every query. The certificates of
+    encrypted upstreams are judged by those in `ca_file`, or by the system's. Raises `EnvironmentProblem` where there
+    are none. Works with asyncio's loop and with uvloop.
+
+    With `gather`, queries over UDP wait for `push`, so that those of one batch leave together.
     """
 
     def __init__(
@@ -69,20 +88,24 @@ class Upstreams:
         max_records: int = MAX_RECORDS,
         source_mark: int = 0,
         options: bytes = b"",
+        ca_file: str = "",
+        gather: bool = False,
     ) -> None:
-        _check(upstreams)
+        if not upstreams:
+            raise EnvironmentProblem("there is no upstream to ask", "list resolvers in dns.upstreams")
         self._options = options
         self._loop = loop
         self._deliver = deliver
-        self._max_records = max_records
+        self._answers = Understood(max_records)
         self._flights: dict[bytes, Flight] = {}
         self._done: list[tuple[Any, Answer | Failure]] = []
         self._sweeper: asyncio.TimerHandle | None = None
-        self._stumbled = False
+        self._probes: dict[Server, Flight] = {}
         self._local: set[tuple[bytes, int]] = set()
         self.counters: dict[str, int] = dict.fromkeys(_COUNTERS, 0)
-        self._datagrams = Datagrams(loop, self, self.counters, self._local, source_mark)
-        self._servers = tuple(self._server(upstream, source_mark) for upstream in upstreams)
+        self._datagrams = Datagrams(loop, self, self.counters, self._local, source_mark, gather=gather)
+        self._servers = tuple(self._server(upstream, source_mark, ca_file) for upstream in upstreams)
+        self._choice = Choice(self._servers)
 
     def ask(self, question: Question, waiter: Any) -> None:
         """Ask for `waiter`, who gets the outcome through `deliver`, never before this returns."""
@@ -93,10 +116,12 @@ class Upstreams:
             return
         now = self._loop.time()
         flight = self._flights[question.key] = Flight(
-            question, waiter, self._ordered(now), now, now + BUDGET_S, self._options
+            question, waiter, self._choice.ordered(now), now, now + BUDGET_S, self._options
         )
         self.counters["asked"] += 1
         self._ask_next(flight, now, len(flight.order))
+        if self._choice.due is not None:
+            self._probe(question, self._choice.due, now)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         if self._done:
@@ -121,9 +146,10 @@ class Upstreams:
 
     def close(self) -> None:
         """Close every socket; what is in flight is never delivered."""
-        for flight in self._flights.values():
+        for flight in (*self._flights.values(), *self._probes.values()):
             flight.forget_tickets()
         self._flights.clear()
+        self._probes.clear()
         self._done.clear()
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -138,13 +164,16 @@ class Upstreams:
     def replied(self, server: Server, flight: Flight, holder: Holder, ident: int, data: bytes) -> bool:
         """Judge a reply that carries the right ID; false means forged: nothing has changed, the wait goes on."""
         try:
-            answer = read_answer(data, flight.question, self._max_records)
+            answer = self._answers.read(data, flight.question)
         except WireError as error:
             return self._unreadable(server, flight, holder, ident, data, error)
-        if server.health.failures:
-            server.health.succeeded()
-        if answer.truncated and isinstance(holder, Channel):
+        self._note(server, flight, holder, ident, answer.rcode in _ELSEWHERE)
+        if flight.probe:
+            self._probed(flight)
+        elif answer.truncated and isinstance(holder, Channel):
             self._ask_again(flight, server, server.stream, "truncated")
+        elif answer.truncated:
+            return self._unfit(server, flight, holder, ident, "a truncated answer where nothing limits its size")
         elif answer.rcode in _NO_EDNS and answer.opt is None and flight.edns:
             self._ask_plainly(flight, server, holder)
         elif answer.rcode in _ELSEWHERE:
@@ -161,16 +190,39 @@ class Upstreams:
         """No reply will come for this ticket: on to the next upstream at once."""
         now = self._loop.time()
         self.counters["unreachable"] += 1
+        if flight.probe:
+            self._probe_failed(flight, now, failure.text)
+            return
         flight.failure = failure
         flight.drop_ticket(holder, ident)
-        self._stumble(server, now)
+        self._stumble(server, now, 0.0, failure.text)
         self._ask_next(flight, now, len(flight.order))
 
+    def hung_up(self, server: Server, flight: Flight, holder: Holder, ident: int, failure: Failure) -> None:
+        """A good connection is gone: the same server once more over another one (RFC 7766 section 6.2.4)."""
+        if flight.reopened or flight.probe:
+            self.failed(server, flight, holder, ident, failure)
+            return
+        flight.reopened = True
+        flight.failure = failure
+        flight.drop_ticket(holder, ident)
+        self.counters["hung_up"] += 1
+        now = self._loop.time()
+        if not self._send(flight, server, server.stream, now):
+            self._ask_next(flight, now, len(flight.order))
+
     def flush(self) -> None:
-        """Deliver what has been settled."""
+        """Deliver what has been settled, and send what that led to."""
+        self._datagrams.push()
         if self._done:
             done, self._done = self._done, []
             self._deliver(done)
+
+    def push(self) -> None:
+        """Send what was asked since the last time, with `gather`."""
+        self._datagrams.push()
+        if self._done:
+            self._loop.call_soon(self.flush)
 
     # ------------------------------------------------------------------------------------- what comes next
 
@@ -178,17 +230,25 @@ class Upstreams:
         self, server: Server, flight: Flight, holder: Holder, ident: int, data: bytes, error: WireError
     ) -> bool:
         """Tell a bad answer of the upstream's from a forged one: it repeats our question, or is a bare error header."""
-        bare_error = _bare_error(data)
-        if bare_error in _NO_EDNS and flight.edns:
+        bare_error = bare_error_of(data)
+        if bare_error in _NO_EDNS and flight.edns and not flight.probe:
             self._ask_plainly(flight, server, holder)
             return True
-        if not bare_error and not _repeats(data, flight.question):
+        if not bare_error and not repeats(data, flight.question):
             return False
-        self.counters["malformed"] += 1
         what = f"answered {rcode_text(bare_error)} alone" if bare_error else f"malformed answer ({error.message})"
+        return self._unfit(server, flight, holder, ident, what)
+
+    def _unfit(self, server: Server, flight: Flight, holder: Holder, ident: int, what: str) -> bool:
+        """An answer to our question that cannot be passed on: on to the next upstream."""
+        self.counters["malformed"] += 1
+        now = self._loop.time()
+        if flight.probe:
+            self._probe_failed(flight, now, what)
+            return True
         flight.failure = Failure(NO_REACHABLE_AUTHORITY, f"{server.health}: {what}")
         flight.drop_ticket(holder, ident)
-        self._ask_next(flight, self._loop.time(), len(flight.order))
+        self._ask_next(flight, now, len(flight.order))
         return True
 
     def _ask_plainly(self, flight: Flight, server: Server, holder: Holder) -> None:
@@ -215,40 +275,51 @@ class Upstreams:
             self._give_up(flight)
 
     def _send(self, flight: Flight, server: Server, carrier: Carrier, now: float) -> bool:
-        if carrier is server.stream:
+        if carrier is server.stream and carrier is not server.carrier:
             flight.expires = flight.started + STREAM_BUDGET_S
+        tickets = len(flight.tickets)
         try:
             wait_s = carrier.send(flight, now)
         except OSError as error:
             self.counters["unreachable"] += 1
             flight.failure = Failure(NO_REACHABLE_AUTHORITY, f"{server.health}: {error.strerror}")
-            self._stumble(server, now)
+            self._stumble(server, now, 0.0, flight.failure.text)
             return False
-        self.counters["sent"] += 1
+        if len(flight.tickets) > tickets:  # else it waits there already, over a connection that loses nothing
+            self.counters["sent"] += 1
+            flight.asked = now
         flight.server = server
         deadline = now + wait_s
         flight.deadline = min(flight.expires, deadline)
         return True
 
     def _sweep(self) -> None:
-        """Every tenth of a second while anything is in flight: the only clock that questions have."""
+        """Forty times a second while anything is in flight: the only clock that questions have."""
         now = self._loop.time()
+        for flight in [flight for flight in self._probes.values() if flight.deadline <= now]:
+            self._probe_failed(flight, now, f"{flight.server.health}: no answer in time")
         for flight in [flight for flight in self._flights.values() if flight.deadline <= now]:
             self._time_out(flight, now)
-        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._flights else None
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._flights or self._probes else None
         self.flush()
 
     def _time_out(self, flight: Flight, now: float) -> None:
         self.counters["timeouts"] += 1
         flight.timeouts += 1
         flight.failure = Failure(NO_REACHABLE_AUTHORITY, f"{flight.server.health}: no answer in time")
-        self._stumble(flight.server, now)
-        all_asked = flight.attempts >= len(flight.order)
-        if now >= flight.expires or (all_asked and flight.fallback is not None):
+        self._stumble(flight.server, now, flight.asked, flight.failure.text)
+        awaited = (flight.asked or flight.started) + FIRST_WAIT_S
+        if now >= flight.expires:
             self._give_up(flight)
+        elif flight.fallback is not None and flight.attempts >= len(flight.order):
+            if now >= awaited:
+                self._give_up(flight)
+            else:
+                flight.deadline = awaited  # the last hope need not be quick
         else:
-            flight.deadline = flight.expires  # of the last wait, if nobody is left to ask
-            self._ask_next(flight, now, max(len(flight.order), MIN_ATTEMPTS))
+            flight.deadline = flight.expires  # of the last wait, if nobody is left to ask, or no time
+            in_time = flight.expires - now > LAST_S
+            self._ask_next(flight, now, max(len(flight.order), MIN_ATTEMPTS) if in_time else 0)
 
     def _give_up(self, flight: Flight) -> None:
         if flight.fallback is not None:
@@ -267,47 +338,60 @@ class Upstreams:
 
     # ------------------------------------------------------------------------------------------ upstreams
 
-    def _ordered(self, now: float) -> tuple[Server, ...]:
-        """Upstreams as configured, those to be avoided last."""
-        if not self._stumbled:
-            return self._servers
-        self._stumbled = any(server.health.failures for server in self._servers)
-        return tuple(sorted(self._servers, key=lambda server: server.health.avoided(now)))
+    def _note(self, server: Server, flight: Flight, holder: Holder, ident: int, refused: bool) -> None:
+        """What an answer says of the server that gave it. A refusal that came quickly is no sign of speed."""
+        health = server.health
+        if refused or health.failures or health.refusals:
+            if not health.healthy:
+                self._choice.changed()
+            health.answered(refused)
+        now = self._loop.time()
+        if refused or (now - health.sampled < SAMPLE_S and not flight.timeouts):
+            return
+        sent_at = flight.asked if len(flight.tickets) == 1 else flight.sent_at(holder, ident)
+        if sent_at and (server.carrier is server.stream or isinstance(holder, Channel)):
+            health.measured(now - sent_at, now)
 
-    def _stumble(self, server: Server, now: float) -> None:
-        self._stumbled = True
-        server.health.stumbled(now)
+    def _stumble(self, server: Server, now: float, asked: float, why: str) -> None:
+        if server.health.stumbled(now, asked):
+            self._choice.changed()
+            if server.health.to_tell(now):
+                log.warning("%s; %s", why, "others are asked first" if len(self._servers) > 1 else "there is no other")
 
-    def _server(self, upstream: Upstream, mark: int) -> Server:
-        stream = StreamCarrier(self._loop, self, upstream, self._local, mark)
+    def _probe(self, question: Question, server: Server, now: float) -> None:
+        """Ask a server what another is being asked anyway, to see whether and how fast it answers."""
+        self._choice.measuring(server, now)
+        if server in self._probes:
+            return
+        flight = Flight(question, None, (server,), now, now + LONGEST_WAIT_S, self._options)
+        flight.probe = True
+        if self._send(flight, server, server.carrier, now):
+            flight.deadline = flight.expires
+            self._probes[server] = flight
+            self.counters["probes"] += 1
+        else:
+            server.health.pause(now)
+
+    def _probed(self, flight: Flight) -> None:
+        flight.forget_tickets()
+        self._probes.pop(flight.server, None)
+
+    def _probe_failed(self, flight: Flight, now: float, why: str) -> None:
+        self._probed(flight)
+        self._stumble(flight.server, now, flight.started, why)
+        flight.server.health.pause(now)
+
+    def _server(self, upstream: Upstream, mark: int, ca_file: str) -> Server:
+        health = Health(upstream)
+        context = trusting(health, ca_file) if upstream.scheme in {"tls", "https"} else None
+        stream: Carrier
+        if upstream.scheme == "https":
+            from egressd.upstream.https import HttpsCarrier  # the one library that few need
+
+            stream = HttpsCarrier(self._loop, self, upstream, context, mark, self.counters)
+        else:
+            stream = StreamCarrier(self._loop, self, upstream, context, mark, self.counters, self._local)
         datagram = DatagramCarrier(self._datagrams, upstream)
-        server = Server(upstream, Health(upstream), stream if upstream.scheme == "tcp" else datagram, stream)
+        server = Server(upstream, health, datagram if upstream.scheme == "udp" else stream, stream)
         stream.server = datagram.server = server
         return server
-
-
-def _check(upstreams: Sequence[Upstream]) -> None:
-    if not upstreams:
-        raise EnvironmentProblem("there is no upstream to ask", "list resolvers in dns.upstreams")
-    for upstream in upstreams:
-        if upstream.scheme not in {"udp", "tcp"}:
-            what = f"upstream {Health(upstream)}: {upstream.scheme} is not in this version"
-            raise EnvironmentProblem(what, "use a resolver over udp or tcp")
-
-
-def _bare_error(data: bytes) -> int:
-    """The rcode of a response that is an error and a header, nothing more; 0 for anything else.
-
-    Servers that could not read a question say so (RFC 1035 section 4.1.1), and cannot repeat it.
-    """
-    is_response = len(data) == 12 and data[2] & 0xF8 == 0x80
-    return data[3] & 15 if is_response and not any(data[4:]) else 0
-
-
-def _repeats(data: bytes, question: Question) -> bool:
-    """Whether this is a response that carries our question, whatever comes behind it."""
-    if len(data) < 12 or data[2] & 0xF8 != 0x80 or data[4:6] != b"\0\1":
-        return False
-    asked = question.key[: len(question.raw)]
-    said = data[12 : 12 + len(asked)]
-    return said[:-4].lower() + said[-4:] == asked

@@ -7,6 +7,7 @@ length; whoever reaches past them parses untrusted bytes without that promise.
 from __future__ import annotations
 
 from egressd.wire.answer import Answer, read_answer
+from egressd.wire.padding import padded_query
 from egressd.wire.query import Question, loop_option, read_query, upstream_query
 from egressd.wire.reply import denial, header_error, reply
 from egressd.wire.tables import (
@@ -32,6 +33,7 @@ __all__ = [
     "denial",
     "header_error",
     "loop_option",
+    "padded_query",
     "rcode_text",
     "read_answer",
     "read_query",

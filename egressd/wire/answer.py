@@ -8,7 +8,7 @@ name or stands on the CNAME chain that starts there; everything else in the mess
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Final
 
 from egressd.errors import WireError
 from egressd.names import Name
@@ -48,26 +48,40 @@ _QUESTION_POINTER: Final = 0xC00C
 """Pointer to offset 12, the question's name: the usual owner of an answer record."""
 
 
-class Answer(NamedTuple):
+class Answer:
     """What one answer says, beside its untouched bytes. Addresses are packed, TTLs are seconds, -1 for none."""
 
-    data: bytes
-    rcode: int
-    """All twelve bits, the upper eight from OPT."""
-    truncated: bool
-    """TC was set; then nothing behind the question is read or ever passed on (RFC 2181 section 9)."""
-    addresses: tuple[bytes, ...]
-    """A, AAAA and hints of the question's name and its chain: each once, as they come."""
-    cnames: tuple[Name, ...]
-    """The chain behind the question's name, in order."""
-    ttl: int
-    """Smallest TTL of the chain's records in the answer section and of every record that gave an address."""
-    negative_ttl: int
-    """How long the absence of data may be believed: SOA's TTL or MINIMUM, whichever is less (RFC 2308 section 5)."""
-    ttl_offsets: tuple[int, ...]
-    """Offset in `data` of every TTL but OPT's."""
-    opt: tuple[int, int] | None
-    """Offsets in `data` where the OPT record starts and ends."""
+    __slots__ = ("addresses", "cnames", "data", "negative_ttl", "opt", "rcode", "truncated", "ttl", "ttl_offsets")
+
+    def __init__(  # noqa: PLR0917 - as many as it says of the message; by place, as it is made for every one
+        self,
+        data: bytes,
+        rcode: int,
+        truncated: bool,
+        addresses: tuple[bytes, ...],
+        cnames: tuple[Name, ...],
+        ttl: int,
+        negative_ttl: int,
+        ttl_offsets: tuple[int, ...],
+        opt: tuple[int, int] | None,
+    ) -> None:
+        self.data: Final = data
+        self.rcode: Final = rcode
+        """All twelve bits, the upper eight from OPT."""
+        self.truncated: Final = truncated
+        """TC was set; then nothing behind the question is read or ever passed on (RFC 2181 section 9)."""
+        self.addresses: Final = addresses
+        """A, AAAA and hints of the question's name and its chain: each once, as they come."""
+        self.cnames: Final = cnames
+        """The chain behind the question's name, in order."""
+        self.ttl: Final = ttl
+        """Smallest TTL of the chain's records in the answer section and of every record that gave an address."""
+        self.negative_ttl: Final = negative_ttl
+        """How long the absence of data may be believed: the lesser of SOA's TTL and MINIMUM (RFC 2308 section 5)."""
+        self.ttl_offsets: Final = ttl_offsets
+        """Offset in `data` of every TTL but OPT's."""
+        self.opt: Final = opt
+        """Offsets in `data` where the OPT record starts and ends."""
 
 
 class _Reading:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from functools import lru_cache
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
 
 from dnslib import EDNS0, EDNSOption
 from dnslib.label import DNSBuffer
@@ -44,22 +44,40 @@ _CLASSIC: Final = 512
 _FLAG_OCTETS: Final = tuple(bytes((bits,)) for bits in range(8))
 
 
-class Question(NamedTuple):
+class Question:
     """What one query asks, and how its answer must look."""
 
-    name: Name
-    qtype: int
-    qclass: int
-    raw: bytes
-    """The question section as received, letter case included: wire name, type, class."""
-    recursion_desired: bool
-    checking_disabled: bool
-    edns: bool
-    dnssec_ok: bool
-    udp_size: int
-    """Octets the client takes over UDP, 512 to 4096."""
-    key: bytes
-    """Wire name in lower case, type, class, one octet of flags (1 DO, 2 CD, 4 RD): equal keys may share an answer."""
+    __slots__ = (
+        *("checking_disabled", "dnssec_ok", "edns", "key", "name"),
+        *("qclass", "qtype", "raw", "recursion_desired", "udp_size"),
+    )
+
+    def __init__(  # noqa: PLR0917 - as many as it says of the message; by place, as it is made for every one
+        self,
+        name: Name,
+        qtype: int,
+        qclass: int,
+        raw: bytes,
+        recursion_desired: bool,
+        checking_disabled: bool,
+        edns: bool,
+        dnssec_ok: bool,
+        udp_size: int,
+        key: bytes,
+    ) -> None:
+        self.name: Final = name
+        self.qtype: Final = qtype
+        self.qclass: Final = qclass
+        self.raw: Final = raw
+        """The question section as received, letter case included: wire name, type, class."""
+        self.recursion_desired: Final = recursion_desired
+        self.checking_disabled: Final = checking_disabled
+        self.edns: Final = edns
+        self.dnssec_ok: Final = dnssec_ok
+        self.udp_size: Final = udp_size
+        """Octets the client takes over UDP, 512 to 4096."""
+        self.key: Final = key
+        """Wire name in lower case, type, class, one octet of flags (1 DO, 2 CD, 4 RD): equal keys share an answer."""
 
 
 def read_query(data: bytes) -> Question:

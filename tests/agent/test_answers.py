@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import dns.message
+import dns.rrset
 import pytest
 
 from egressd.agent.answers import GRANTS_PAGE, PODS_PAGE, Answers
 from egressd.agent.roster import Roster
 from egressd.exchange import LastKnown
+from egressd.exchange.store import Store
 from egressd.grants import Ledger
 from egressd.link import Ask, PodEntry, Update
 from egressd.model import Action, PodIdentity, Policy, PortSpan, Rule
 from egressd.names import Name, parse_pattern
 from egressd.policy import ClusterFacts
+from egressd.settings import Cache
+from egressd.wire import read_answer, read_query
 
 WEB, API, FREE = (bytes((10, 244, 1, last)) for last in (5, 6, 7))
 WEB6 = bytes(15) + b"\5"
@@ -43,7 +50,7 @@ def node() -> tuple[Roster, Ledger, LastKnown, Answers]:
     for address, name in ((WEB, NAME), (API, Name("cdn.example.com")), (FREE, NAME)):
         known.note(address, name, (TARGET,))
         ledger.admit(roster.parties[address].subject, name, [TARGET], HTTPS, 5, NOW)
-    return roster, ledger, known, Answers(roster, ledger, known, lambda: NOW)
+    return roster, ledger, known, Answers(roster, ledger, known, lambda: NOW, lambda _: [])
 
 
 Fixture = tuple[Roster, Ledger, LastKnown, Answers]
@@ -111,6 +118,27 @@ def test_explain_a_name(node: Fixture) -> None:
         ("shop/api-0", "cdn.example.com"),
         ("shop/free-0", NAME),
     }
+
+
+def test_explain_tells_the_last_answers(node: Fixture) -> None:
+    """Those that are kept, with what was on the way and their age; else what this pod learned by the name."""
+    roster, ledger, known, answers = node
+    asked = Ask(1, "explain", {"namespace": "shop", "name": "web-0", "to": NAME})
+    metadata = bytes((169, 254, 169, 254))
+    known.note(API, NAME, (bytes((10, 0, 0, 9)),))
+    known.note(WEB6, NAME, (metadata,))
+    assert answers.answer(asked).body["answers"] == [{"addresses": [metadata, TARGET], "cnames": [], "age_s": -1}]
+
+    store = Store(Cache(), Counter())
+    for address, when, dnssec in (("203.0.113.7", NOW, False), ("169.254.169.254", NOW + 3, True)):
+        query = dns.message.make_query("API.example.com", "A", want_dnssec=dnssec)
+        reply = dns.message.make_response(query)
+        reply.answer.append(dns.rrset.from_text("api.example.com.", 5, "IN", "CNAME", "x.example."))
+        reply.answer.append(dns.rrset.from_text("x.example.", 5, "IN", "A", address))
+        question = read_query(query.to_wire())
+        store.keep(question, read_answer(reply.to_wire(), question), when)
+    told = Answers(roster, ledger, known, lambda: NOW, lambda name: store.last(name, NOW + 10)).answer(asked).body
+    assert told["answers"] == [{"addresses": [metadata], "cnames": ["x.example"], "age_s": 7}]
 
 
 def test_explain_an_address(node: Fixture) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from egressd.audit.lines import Renderer
-from egressd.authoring import Evidence, Replay, Wanted, page_text, read_line, suggest
+from egressd.authoring import Evidence, Pods, Replay, Wanted, page_text, read_line, suggest
 from egressd.authoring.replay import Known
 from egressd.model import DnsRecord, FlowRecord, PodIdentity, Policy, Reason, Verdict
 from egressd.policy import ClusterFacts
@@ -63,14 +63,20 @@ def flow(
 
 
 def suggested(
-    lines: list[bytes], *, fold: int = 0, denied: bool = False, facts: ClusterFacts = FACTS, mode: str = ""
+    lines: list[bytes],
+    *,
+    fold: int = 0,
+    denied: bool = False,
+    facts: ClusterFacts = FACTS,
+    mode: str = "",
+    pods: Pods | None = None,
 ) -> str:
     """The text of all suggested policies."""
     evidence = Evidence(facts, denied=denied)
     for line in lines:
         if seen := read_line(line):
             evidence.add(seen)
-    return "".join(page_text(page) for page in suggest(evidence, Wanted(fold, mode)))
+    return "".join(page_text(page) for page in suggest(evidence, Wanted(fold, mode, pods=pods or {})))
 
 
 def compiled(text: str) -> tuple[dict[str, Policy], list[Problem]]:

@@ -111,3 +111,41 @@ def test_bounds_and_truth_hold_after_any_history(steps: list[tuple[str, str, int
         assert len(book) <= 4
         assert book.octets <= 3 * (OVERHEAD + 30)
         assert book.octets == sum(entry.size for entry in book._table.values())
+
+
+@hypothesis_settings(max_examples=100, deadline=None)
+@given(ttl=st.integers(1, 30), hits=st.integers(0, 3), asked=st.floats(0, 29), later=st.floats(0, 2))
+def test_a_hit_is_steady_until_its_age_or_its_freshness_changes(
+    ttl: int, hits: int, asked: float, later: float
+) -> None:
+    """Before `steady_until` an entry has the same age, is fresh, and gives no more reason to refresh it than it did."""
+    book = cache()
+    book.put("a", "1", 10, ttl, 0.0)
+    for _ in range(hits):
+        book.get("a", 0.0)
+    entry = book.get("a", asked)
+    if entry is None:
+        return
+    entry.worth_refreshing(asked)
+    until = entry.steady_until(asked)
+    assert until <= asked + 1
+    then = asked + later
+    if then < until:
+        assert entry.age(then) == entry.age(asked)
+        assert book.get("a", then) is entry
+        assert not entry.worth_refreshing(then)
+
+
+def test_an_entry_knows_that_it_left() -> None:
+    """One that was replaced, or made room for, is told from the one in its place."""
+    book = cache(entries=1)
+    book.put("a", "1", 10, 5, 100.0)
+    first = book.get("a", 100.0)
+    book.put("a", "2", 10, 5, 100.0)
+    second = book.get("a", 100.0)
+    book.put("b", "3", 10, 5, 100.0)
+    book.put("c", "3", 10, 5, 100.0)
+    assert first is not None
+    assert second is not None
+    assert (first.dropped, second.dropped) == (True, True)
+    assert len(book) == 1

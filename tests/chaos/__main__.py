@@ -10,10 +10,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from chaos.faults import FAULTS
-from chaos.flood import flood
+from chaos.faults import FAULTS, rotation
+from chaos.flood import PROFILES, Flood, flood
+from chaos.flood import table as flood_table
 from chaos.report import broken, table
-from chaos.stage import Options, Stage, rotation
+from chaos.stage import Options, Stage
 from chaos.tally import Phase
 from egressd.lab import WIRINGS, run_private
 
@@ -43,12 +44,33 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1000, help="look-ups a second in all; default: %(default)s")
     parser.add_argument("--crowd", type=int, default=10_000, help="TCP connections of a crowd; default: %(default)s")
     parser.add_argument("--calm", type=float, default=4.0, help="seconds after each strike; default: %(default)s")
-    parser.add_argument("--flood", type=int, default=0, metavar="NAMES", help="then a burst of so many new names")
+    parser.add_argument("--flood", type=int, default=0, metavar="NAMES", help="then bursts of so many new names")
+    parser.add_argument(
+        "--floods", nargs="+", choices=PROFILES, default=list(PROFILES), metavar="PROFILE", help="default: all"
+    )
+    parser.add_argument("--write", type=Path, metavar="FILE", help="where the tables go, too, as Markdown")
     return parser.parse_args()
 
 
 def run(options: argparse.Namespace) -> int:
     """The whole soak, inside a private world."""
+    told, faults = soak(options) if options.seconds > 0 else ("", [])
+    bursts = [burst(name, options) for name in (options.floods if options.flood else ())]
+    if bursts:
+        told += f"\n{flood_table(bursts)}\n"
+        faults += [f"flood {each.profile}: the data path ended {each.ends} times" for each in bursts if each.ends]
+        faults += [
+            f"flood {each.profile}: {each.growth:.0%} above the plateau" for each in bursts if each.growth > GROWTH
+        ]
+    told += "\n" + ("\n".join(f"BROKEN: {fault}" for fault in faults) or "Every promise was kept.") + "\n"
+    print(told)
+    if options.write is not None:
+        options.write.write_text(told)
+    return 1 if faults else 0
+
+
+def soak(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """The table, and the promises broken."""
     with tempfile.TemporaryDirectory(prefix="egressd-soak-") as folder:
         how = Options(options.seed, options.wiring, options.rate, options.crowd)
         with Stage(Path(folder), how) as stage:
@@ -57,30 +79,30 @@ def run(options: argparse.Namespace) -> int:
             phases = strike(stage, options.faults, options.seconds, options.calm)
             print(stage.daemon.log(), file=sys.stderr)
             ends = stage.supervisor.ends
-    print(
-        f"{sum(phase.ended - phase.began for phase in phases):.0f} s, seed {options.seed}, {options.wiring}, ", end=""
+    seconds = sum(phase.ended - phase.began for phase in phases)
+    head = (
+        f"{seconds:.0f} s, seed {options.seed}, {options.wiring}, {options.rate:g} look-ups/s wanted; ends of the data"
     )
-    print(f"{options.rate:g} look-ups/s wanted; ends of the data path that were not asked for: {ends}\n")
-    print(table(phases))
-    faults = broken(phases, rss_mib=RSS_MIB)
-    if options.flood:
-        with tempfile.TemporaryDirectory(prefix="egressd-flood-") as folder:
-            burst = flood(Path(folder), options.flood, seed=options.seed)
-        print(f"\n{burst}")
-        faults += [f"flood: {burst.growth:.0%} above the plateau"] if burst.growth > GROWTH else []
-    print("\n" + ("\n".join(f"BROKEN: {fault}" for fault in faults) or "Every promise was kept."))
-    return 1 if faults else 0
+    return f"{head} path that were not asked for: {ends}\n\n{table(phases)}\n", broken(phases, rss_mib=RSS_MIB)
+
+
+def burst(profile: str, options: argparse.Namespace) -> Flood:
+    """One flood on a daemon of its own."""
+    print(f"flood: {profile}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="egressd-flood-") as folder:
+        return flood(Path(folder), options.flood, profile, seed=options.seed)
 
 
 def strike(stage: Stage, faults: Sequence[str], seconds: float, calm_s: float) -> list[Phase]:
     """Strike until the time is up; the load ends with the last phase."""
     deadline = time.monotonic() + seconds
-    for name in rotation(faults, stage.options.seed, rounds=100_000 // len(faults)):
+    for name in rotation(faults, stage.options.seed):
         begun = time.monotonic()
         if begun > deadline:
             break
-        phase = stage.strike(name, FAULTS[name].action, calm_s)
-        print(f"{deadline - begun:6.0f} s left: {name}, {time.monotonic() - begun:.1f} s {phase.note}", file=sys.stderr)
+        phase = stage.strike(FAULTS[name], calm_s)
+        took = time.monotonic() - begun
+        print(f"{deadline - begun:6.0f} s left: {name}, {took:.1f} s {phase.note}", file=sys.stderr, flush=True)
     return stage.finish()
 
 

@@ -69,6 +69,16 @@ def flood(server: str, seconds: float, number: int) -> Counter[str]:
     return ask_many(server, seconds, number, lambda n: f"{salt}{n:x}.{zones[n & 1]}")
 
 
+def names_in(zone: str) -> Callable[[str, float, int], Counter[str]]:
+    """The same with names of one zone: a salt of eight characters and a number, so that the server knows the number."""
+
+    def ask(server: str, seconds: float, number: int) -> Counter[str]:
+        salt = os.urandom(4).hex()
+        return ask_many(server, seconds, number, lambda n: f"{salt}{n:x}.{zone}")
+
+    return ask
+
+
 def speed(server: str, seconds: float, number: int) -> Counter[str]:
     """One known name, as fast as answers come."""
     return ask_many(server, seconds, number, lambda _: "big.flood.example")
@@ -188,7 +198,17 @@ def slow(server: str, seconds: float, number: int) -> Counter[str]:
     return seen
 
 
-MODES: Final = {act.__name__: act for act in (flood, speed, hostile, datagrams, scatter, crowd, slow)}
+ZONES: Final = {
+    "distinct": "distinct.flood.example",
+    "few": "few.flood.example",
+    "nxdomain": "nothing.example",
+    "denied": "denied.example",
+}
+MODES: Final = {
+    **{act.__name__: act for act in (flood, speed, hostile, datagrams, scatter, crowd, slow)},
+    **{name: names_in(zone) for name, zone in ZONES.items()},
+    "mixed": flood,
+}
 
 if __name__ == "__main__":
     mode, server, seconds, number = sys.argv[1:]

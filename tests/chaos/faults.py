@@ -1,47 +1,64 @@
 """The faults, each a plain action on the stage that lasts until it is over, in one table with what must not happen.
 
-`lossless`: during it no look-up may fail, no allowed connection to a known name be refused, no live connection be cut.
-That nothing denied gets through holds for every fault. What strikes with another program's hand says in its note if
-the kernel did not let it.
+`keeps` says what a fault may not cost: look-ups, connections to known names, connections that are open. That nothing
+denied gets through holds for every fault. An action returns a note for the table, and accuses us where a promise that
+it can see itself was broken.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
-import resource
 import signal
-import struct
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
-from chaos.stage import FORGED, SERVED, Stage
-from egressd.lab import Query, Sections, message, name_wire
+from chaos import edits
+from chaos.load import TRY_S
+from chaos.means import clock_steps, disk_full, disk_slow, flush_conntrack, no_descriptors, rename_interface
+from chaos.resolvers import (
+    closed,
+    dead,
+    flapping,
+    hostile_answers,
+    lying,
+    one_dead,
+    refusing,
+    slow,
+    truncating,
+)
+from chaos.stage import ATTACK_S, OUTAGE_S, Stage
 
-__all__ = ["FAULTS", "Fault"]
+__all__ = ["ALL", "FAULTS", "KNOWN", "LIVE", "LOOKUPS", "Fault", "rotation"]
 
 HANG_S: Final = 5.0
-OUTAGE_S: Final = 4.0
-ATTACK_S: Final = 5.0
 ROUTE_TABLE: Final = "20053"
 SCATTERED: Final = 100_000
-"""Denied tuples, more than `seen4` holds (65,536)."""
+"""Denied tuples, more than `seen-denied4` holds (65,536)."""
+PATIENCE_S: Final = 8.0
+RETRIED_S: Final = TRY_S + 0.5
 
 Action = Callable[[Stage], str | None]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`about` is what the table says of it; `lossless` what is asked of us."""
+    """`about` is what the table says of it; `keeps` what it may not cost."""
 
     name: str
     about: str
     action: Action
-    lossless: bool = False
+    keeps: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the daemon has to run with for it, beside what it always runs with."""
+    exposed: bool = False
+    """Whether the kernel enforces nothing until it is mended, as what enforces is gone."""
+    bypass: bool = True
+    """Whether denied names may resolve while nobody intercepts."""
+    rest_s: float = 0.0
+    """At least so long after it nothing else may strike: both tries of a look-up must not fall into two faults."""
 
 
 # ------------------------------------------------------------------------------------------- our processes
@@ -52,9 +69,9 @@ def nothing(_: Stage) -> None:
 
 
 def kill(stage: Stage) -> None:
+    starts = stage.starts
     stage.supervisor.kill()
-    time.sleep(0.2)
-    stage.settled()
+    stage.settled(starts)
 
 
 def hang(stage: Stage) -> str:
@@ -68,6 +85,19 @@ def hang(stage: Stage) -> str:
     return "" if stage.daemon.process is held else "the process was replaced"
 
 
+def kill_block(stage: Stage) -> str:
+    """With `when_down: Block` nobody resolves what we do not, while we are down.
+
+    Queries passed on while the daemon was started with this setting are connections that live on: they go first.
+    """
+    for protocol in ("udp", "tcp"):
+        stage.node.run(["conntrack", "-D", "-p", protocol, "--dport", "53"])
+    starts = stage.starts
+    stage.supervisor.kill_for(OUTAGE_S)
+    stage.settled(starts)
+    return ""
+
+
 def upgrade(stage: Stage) -> str:
     note = stage.supervisor.upgrade()
     stage.settled()
@@ -75,8 +105,9 @@ def upgrade(stage: Stage) -> str:
 
 
 def restart(stage: Stage) -> None:
+    starts = stage.starts
     stage.supervisor.restart()
-    stage.settled()
+    stage.settled(starts)
 
 
 def _children(stage: Stage, number: signal.Signals) -> list[int]:
@@ -98,36 +129,72 @@ def control_hang(stage: Stage) -> None:
 
 # ---------------------------------------------------------------------------------------------- interference
 
+MARK: Final = "was written anew"
+"""What the daemon says of a table that it mended."""
+OWNED: Final = (
+    "flush ruleset",
+    "delete table inet egressd",
+    "delete chain inet egressd egress",
+    "flush chain inet egressd egress",
+    "flush map inet egressd pods4",
+)
+
+
+def owned(stage: Stage) -> str:
+    """Another program's hand on a table that the kernel lets only its owner write to."""
+    for command in OWNED:
+        said = stage.nft(command)
+        if command != OWNED[0] and "not permitted" not in said:
+            stage.accuse(f"{command}: {said or 'it was let'}")
+    return ""
+
+
+def _mended(stage: Stage, *lines: str) -> str:
+    """Another program's hand on a table that anybody may write to, and how long it took us to put it right."""
+    before, began = stage.said(MARK), time.monotonic()
+    complaint = stage.nft(*lines)
+    if complaint:
+        return stage.accuse(f"not done: {complaint}")
+    while stage.said(MARK) == before and time.monotonic() < began + PATIENCE_S:
+        time.sleep(0.01)
+    seconds = time.monotonic() - began
+    note = f"mended in {seconds:.2f} s"
+    return note if seconds <= stage.options.within_s else stage.accuse(note)
+
 
 def flush_ruleset(stage: Stage) -> str:
-    return stage.nft("flush ruleset")
+    return _mended(stage, "flush ruleset")
 
 
 def delete_table(stage: Stage) -> str:
-    return stage.nft("delete table inet egressd")
+    return _mended(stage, "delete table inet egressd")
 
 
 def flush_chain(stage: Stage) -> str:
-    return stage.nft(f"flush chain inet egressd {stage.dice.choice(['egress', 'intercept', 'denied'])}")
+    return _mended(stage, f"flush chain inet egressd {stage.dice.choice(['egress', 'intercept', 'denied'])}")
 
 
 def delete_chain(stage: Stage) -> str:
-    return stage.nft("delete chain inet egressd egress")
+    return _mended(stage, "delete chain inet egressd egress")
+
+
+def delete_rule(stage: Stage) -> str:
+    """One rule, whichever: chosen by the dice among those of the chains that judge."""
+    chain = stage.dice.choice(["egress", "queries", "intercepted", "denied"])
+    listed = stage.node.run(["nft", "-j", "-a", "list", "chain", "inet", "egressd", chain], timeout=60).stdout
+    handles = [entry["rule"]["handle"] for entry in json.loads(listed)["nftables"] if "rule" in entry]
+    return _mended(stage, f"delete rule inet egressd {chain} handle {stage.dice.choice(handles)}")
 
 
 def delete_elements(stage: Stage) -> str:
-    """One pod of the map, all of `resolvers4`, and the heartbeat."""
+    """One pod of the map, all of `known4`, and the heartbeat."""
     pod = stage.dice.choice(stage.pods["web"])
-    complaints = [
-        stage.nft(line)
-        for line in (
-            f"delete element inet egressd pods4 {{ {pod.v4} }}",
-            "flush set inet egressd resolvers4",
-            "flush set inet egressd known4",
-            "flush set inet egressd heartbeat",
-        )
-    ]
-    return next((complaint for complaint in complaints if complaint), "")
+    return _mended(
+        stage,
+        f"delete element inet egressd pods4 {{ {pod.v4} }}",
+        "flush set inet egressd known4",
+        "flush set inet egressd heartbeat",
+    )
 
 
 def delete_grants(stage: Stage) -> str:
@@ -135,7 +202,7 @@ def delete_grants(stage: Stage) -> str:
     listed = stage.node.run(["nft", "-j", "list", "sets", "inet"], timeout=60).stdout
     names = [entry["set"]["name"] for entry in json.loads(listed)["nftables"] if "set" in entry]
     grants = sorted(name for name in names if name.startswith("grant"))
-    return stage.nft(f"flush set inet egressd {stage.dice.choice(grants)}") if grants else "there were none"
+    return _mended(stage, f"flush set inet egressd {stage.dice.choice(grants)}")
 
 
 def foreign_rules(stage: Stage) -> str:
@@ -147,10 +214,6 @@ def foreign_rules(stage: Stage) -> str:
     )
     time.sleep(1.0)
     return first or stage.nft("delete table inet other")
-
-
-def flush_conntrack(stage: Stage) -> None:
-    stage.node.run(["conntrack", "-F"], check=True)
 
 
 def remove_rules(stage: Stage) -> None:
@@ -166,57 +229,9 @@ def remove_routes(stage: Stage) -> None:
 def scatter(stage: Stage) -> str:
     """More denied tuples than the kernel has room for; it takes them at a limited rate."""
     note = stage.attack("scatter", ATTACK_S, SCATTERED)
-    listed = stage.node.run(["nft", "-j", "list", "set", "inet", "egressd", "seen4"], timeout=60).stdout
+    listed = stage.node.run(["nft", "-j", "list", "set", "inet", "egressd", "seen-denied4"], timeout=60).stdout
     held = sum(len(entry["set"].get("elem", ())) for entry in json.loads(listed)["nftables"] if "set" in entry)
     return f"{note}, {held} in the set"
-
-
-# ------------------------------------------------------------------------------------------------ upstreams
-
-
-def dead(stage: Stage) -> None:
-    _misbehave(stage, drop=1 << 40)
-
-
-def closed(stage: Stage) -> None:
-    stage.node.dns.close()
-    time.sleep(OUTAGE_S)
-    stage.node.dns.start()
-
-
-def one_dead(stage: Stage) -> None:
-    stage.node.run(["ip", "route", "add", "blackhole", SERVED[0]], check=True)
-    time.sleep(OUTAGE_S)
-    stage.node.run(["ip", "route", "del", "blackhole", SERVED[0]], check=True)
-
-
-def slow(stage: Stage) -> None:
-    _misbehave(stage, delay_s=1.0)
-
-
-def lying(stage: Stage) -> None:
-    _misbehave(stage, forge=("wrong-id", "wrong-question", "wrong-port", "wrong-address", "garbage"), forged=FORGED)
-
-
-def refusing(stage: Stage) -> None:
-    _misbehave(stage, rcode=5)
-
-
-def truncating(stage: Stage) -> None:
-    _misbehave(stage, truncate=True)
-
-
-def flapping(stage: Stage) -> None:
-    for _ in range(4):
-        _misbehave(stage, seconds=OUTAGE_S / 8, drop=1 << 40)
-        time.sleep(OUTAGE_S / 8)
-
-
-def _misbehave(stage: Stage, seconds: float = OUTAGE_S, **how: object) -> None:
-    zone = stage.node.dns.zone
-    zone.behave("*", **how)  # type: ignore[arg-type]  # keyword arguments of `behave`, by name
-    time.sleep(seconds)
-    zone.behave("*")
 
 
 # --------------------------------------------------------------------------------------------------- floods
@@ -242,137 +257,85 @@ def datagrams(stage: Stage) -> str:
     return stage.attack("datagrams", ATTACK_S, stage.options.seed)
 
 
-def hostile_answers(stage: Stage) -> str:
-    zone = stage.node.dns.zone
-    dice = random.Random(stage.options.seed)
-
-    def answer(query: Query) -> Sequence[bytes]:
-        if query.name.endswith("hostile.example"):
-            return [bomb(query, dice.randrange(len(BOMBS)))]
-        return [message(query, zone.sections(query.case, query.name, query.qtype))]
-
-    zone.behave("*", script=answer)
-    try:
-        return stage.attack("hostile", ATTACK_S)
-    finally:
-        zone.behave("*")
+LOOKUPS, KNOWN, LIVE = "look-ups", "known", "live"
+"""What a fault may not cost: look-ups that fail, connections to known names, connections that are open."""
+ALL: Final = (LOOKUPS, KNOWN, LIVE)
+HELD: Final = (KNOWN, LIVE)
+OPEN: Final = {"firewall": {"owner": False}}
+"""As on a kernel before 6.9: other programs can change the table."""
+BLOCK: Final = {"dns": {"when_down": "Block"}}
 
 
-def bomb(query: Query, number: int) -> bytes:
-    """An answer to exactly this question that no reader should fall for, or get lost in."""
-    answers, octets = BOMBS[number](query)
-    return message(query, Sections(0, answers, 0, octets))
-
-
-def _record(data: bytes, kind: int = 28, owner: bytes = b"\xc0\x0c", ttl: int = 300) -> bytes:
-    return owner + struct.pack("!HHIH", kind, 1, ttl, len(data)) + data
-
-
-def _end(query: Query) -> int:
-    """Offset of the first record."""
-    return 12 + len(query.case) + 4
-
-
-def _pointer_chain(query: Query) -> tuple[int, bytes]:
-    """An owner made of pointers to pointers."""
-    start = _end(query)
-    hops = b"".join((0xC000 | (start + 2 * n)).to_bytes(2, "big") for n in range(200))
-    return 1, hops + _record(bytes(16))
-
-
-def _pointer_to_itself(query: Query) -> tuple[int, bytes]:
-    return 1, _record(bytes(16), owner=(0xC000 | _end(query)).to_bytes(2, "big"))
-
-
-def _long_chain(query: Query) -> tuple[int, bytes]:
-    """Forty CNAMEs, and then an address."""
-    names = [query.case, *(name_wire(f"c{n}.hostile.example") for n in range(40))]
-    links = [_record(after, 5, before) for before, after in itertools.pairwise(names)]
-    return 41, b"".join(links) + _record(bytes(16), owner=names[-1])
-
-
-def _many(_: Query) -> tuple[int, bytes]:
-    """Two thousand addresses."""
-    return 2000, b"".join(_record(b"\x20\x01\x0d\xb8" + n.to_bytes(12, "big")) for n in range(2000))
-
-
-BOMBS: Final[tuple[Callable[[Query], tuple[int, bytes]], ...]] = (
-    _pointer_chain,
-    _pointer_to_itself,
-    _long_chain,
-    _many,
-    lambda _: (65535, b""),
-    lambda _: (1, b"\xc0\x0c\0\x1c\0\1\0\0\0\1\xff\xff" + bytes(16)),
-    lambda _: (1, _record(bytes(16), ttl=1 << 31)),
-    lambda _: (1, bytes(60_000)),
-    lambda _: (1, _record(bytes(5))),
-)
-
-
-# ------------------------------------------------------------------------------------------ the node's means
-
-
-def disk_full(stage: Stage) -> str:
-    filler = stage.disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(1 << 16))
-        except OSError:
-            pass
-        time.sleep(OUTAGE_S)
-    filler.unlink()
-    return "" if stage.records_come() else "no record was written after the disk had room again"
-
-
-def no_descriptors(stage: Stage) -> str:
-    process = stage.daemon.process
-    assert process is not None
-    used = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
-    before = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (used, before[1]))  # the hard limit could not be put back
-    note = stage.attack("crowd", OUTAGE_S, 100)
-    if process.poll() is None:
-        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, before)
-    return note
+def _anew(name: str, about: str, action: Action) -> Fault:
+    """While there is no table, nothing is refused: what got through in that time is told apart, and cut."""
+    return Fault(name, f"{about}, not owned", action, HELD, OPEN, exposed=True)
 
 
 FAULTS: Final = {
     fault.name: fault
     for fault in (
-        Fault("nothing", "load alone", nothing, lossless=True),
-        Fault("kill", "kill -9 of the data path", kill, lossless=True),
-        Fault("hang", f"SIGSTOP of the data path for {HANG_S:g} s", hang),
-        Fault("upgrade", "a second egressd run beside the first", upgrade, lossless=True),
-        Fault("restart", "SIGTERM, start", restart),
-        Fault("control-kill", "kill -9 of the control side", control_kill, lossless=True),
-        Fault("control-hang", f"SIGSTOP of the control side for {HANG_S:g} s", control_hang, lossless=True),
-        Fault("flush-ruleset", "nft flush ruleset", flush_ruleset),
-        Fault("delete-table", "nft delete table", delete_table),
-        Fault("delete-chain", "nft delete chain egress", delete_chain),
-        Fault("flush-chain", "nft flush chain", flush_chain),
-        Fault("delete-elements", "a pod, resolvers, known pods and heartbeat deleted", delete_elements),
-        Fault("delete-grants", "grants of a subject flushed", delete_grants),
-        Fault("foreign-rules", "another tool's table comes and goes", foreign_rules, lossless=True),
-        Fault("conntrack-flush", "conntrack -F", flush_conntrack),
-        Fault("remove-rules", "ip rules deleted", remove_rules),
-        Fault("remove-routes", "local routes flushed", remove_routes),
-        Fault("scatter", "datagrams to 100,000 denied destinations", scatter, lossless=True),
-        Fault("upstream-dead", f"upstreams silent for {OUTAGE_S:g} s", dead),
-        Fault("upstream-closed", f"upstreams' ports closed for {OUTAGE_S:g} s", closed),
-        Fault("upstream-one-dead", f"one of two upstreams silent for {OUTAGE_S:g} s", one_dead),
-        Fault("upstream-slow", "answers take 1 s", slow),
-        Fault("upstream-lying", "forged answers before each true one", lying),
-        Fault("upstream-refusing", "REFUSED to everything", refusing),
-        Fault("upstream-truncating", "every UDP answer truncated", truncating),
-        Fault("upstream-flapping", "silent and back, four times", flapping),
-        Fault("flood", "random subdomains from one pod", flood),
-        Fault("full-speed", "one pod at full speed", full_speed),
-        Fault("crowd", "thousands of TCP connections from one pod", crowd),
-        Fault("slow-clients", "slow TCP readers and writers", slow_clients),
-        Fault("datagrams", "0-byte, 64 KB and garbage datagrams", datagrams),
-        Fault("hostile-answers", "pointer bombs, huge and malformed answers", hostile_answers),
-        Fault("disk-full", "no room for audit records", disk_full, lossless=True),
-        Fault("no-descriptors", "RLIMIT_NOFILE reached", no_descriptors),
+        Fault("nothing", "load alone", nothing, ALL),
+        Fault("kill", "kill -9 of the data path", kill, ALL, rest_s=RETRIED_S),
+        Fault(
+            "kill-block",
+            f"the same, down for {OUTAGE_S:g} s, when_down: Block",
+            kill_block,
+            HELD,
+            BLOCK,
+            bypass=False,
+            rest_s=RETRIED_S,
+        ),
+        Fault("hang", f"SIGSTOP of the data path for {HANG_S:g} s", hang, HELD, rest_s=RETRIED_S),
+        Fault("upgrade", "a second egressd run beside the first", upgrade, ALL),
+        Fault("restart", "SIGTERM, start", restart, HELD, rest_s=RETRIED_S),
+        Fault("resettle", "the same, for settings that other faults want", restart, (LIVE,)),
+        Fault("control-kill", "kill -9 of the control side", control_kill, ALL),
+        Fault("control-hang", f"SIGSTOP of the control side for {HANG_S:g} s", control_hang, ALL),
+        Fault("edit", "a rule comes and goes, with live connections", edits.come_and_go, ALL),
+        Fault("edits", "twenty edits of rules in a row", edits.twenty, ALL),
+        Fault("owned", "nft flush and delete, owned table", owned, ALL),
+        _anew("flush-ruleset", "nft flush ruleset", flush_ruleset),
+        _anew("delete-table", "nft delete table", delete_table),
+        _anew("delete-chain", "nft delete chain egress", delete_chain),
+        _anew("flush-chain", "nft flush chain", flush_chain),
+        _anew("delete-rule", "a rule deleted", delete_rule),
+        _anew("delete-elements", "a pod, known pods and heartbeat deleted", delete_elements),
+        Fault("delete-grants", "grants of a subject flushed, not owned", delete_grants, (LIVE,), OPEN),
+        Fault("foreign-rules", "another tool's table comes and goes", foreign_rules, ALL),
+        Fault("conntrack-flush", "conntrack -F", flush_conntrack, ALL),
+        Fault("remove-rules", "ip rules deleted", remove_rules, ALL),
+        Fault("remove-routes", "local routes flushed", remove_routes, ALL),
+        Fault("rename", "a pod's interface renamed, and back", rename_interface, ALL),
+        Fault("scatter", "datagrams to 100,000 denied destinations", scatter, ALL),
+        Fault("upstream-dead", f"upstreams silent for {OUTAGE_S:g} s", dead, HELD),
+        Fault("upstream-closed", f"upstreams' ports closed for {OUTAGE_S:g} s", closed, HELD),
+        Fault("upstream-one-dead", f"one of two upstreams silent for {OUTAGE_S:g} s", one_dead, ALL),
+        Fault("upstream-slow", "answers take 1 s", slow, HELD),
+        Fault("upstream-lying", "forged answers before each true one", lying, ALL),
+        Fault("upstream-refusing", "REFUSED to everything", refusing, HELD),
+        Fault("upstream-truncating", "every UDP answer truncated", truncating, HELD),
+        Fault("upstream-flapping", "silent and back, four times", flapping, HELD),
+        Fault("flood", "random subdomains from one pod", flood, ALL),
+        Fault("full-speed", "one pod at full speed", full_speed, ALL),
+        Fault("crowd", "thousands of TCP connections from one pod", crowd, ALL),
+        Fault("slow-clients", "slow TCP readers and writers", slow_clients, ALL),
+        Fault("datagrams", "0-byte, 64 KB and garbage datagrams", datagrams, ALL),
+        Fault("hostile-answers", "pointer bombs, huge and malformed answers", hostile_answers, ALL),
+        Fault("disk-full", "no room for audit records", disk_full, ALL),
+        Fault("disk-slow", "audit records are written slowly", disk_slow, ALL),
+        Fault("no-descriptors", "RLIMIT_NOFILE reached", no_descriptors, HELD),
+        Fault("clock", "the wall clock steps by an hour, both ways", clock_steps, ALL),
     )
 }
+
+
+def rotation(names: Sequence[str], seed: int) -> Iterator[str]:
+    """Every fault once a round, for ever, in an order that the seed decides; those that want the daemon to run with
+    the same settings in a row, as each change of them is a restart."""
+    dice = random.Random(seed)
+    while True:
+        groups: dict[str, list[str]] = {}
+        for name in dice.sample(list(names), len(names)):
+            groups.setdefault(repr(FAULTS[name].settings), []).append(name)
+        for group in dice.sample(list(groups.values()), len(groups)):
+            yield from group

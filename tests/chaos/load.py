@@ -54,6 +54,8 @@ class Task:
     fresh: str = ""
     """Names never asked before are made under this one; they have IPv6 addresses only."""
     denied_name: str = ""
+    blocks: list[str] = field(default_factory=list)
+    """Addresses that a rule about addresses allows, on port 80."""
     denied: list[tuple[str, int]] = field(default_factory=list)
     denied_udp: list[tuple[str, int]] = field(default_factory=list)
 
@@ -212,8 +214,9 @@ class Pod:
         self.note(began, kind, ending, port)
 
     async def dial_known(self) -> None:
-        if self.addresses:
-            address = self.dice.choice(list(self.addresses.values()))
+        known = [*self.addresses.values(), *self.task.blocks]
+        if known:
+            address = self.dice.choice(known)
             await self.dial(Kind.DIAL_KNOWN, address, 80, ALLOWED_S)
 
     async def dial_denied(self) -> None:

@@ -1,7 +1,6 @@
 """The node under test: pods of several identities with their load, the daemon and who restarts it, and the witnesses.
 
-Who may go where is one table (`IDENTITIES`), from which policies, names, loads and the judgement of what arrives in
-the internet are all made: a contact that the table does not allow got through, whoever thought so or not.
+A contact in the internet that the table of identities does not allow got through, whoever thought so or not.
 """
 
 from __future__ import annotations
@@ -16,104 +15,34 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
+from chaos.identities import IDENTITIES, LENT, LENT_NAME, NAMES, NOWHERE, Identity
 from chaos.load import Task
+from chaos.supervisor import POLL_S, Supervisor
 from chaos.tally import Phase, add_records, read_records
-from egressd.lab import SERVICES, UPSTREAMS, Contact, Daemon, Node, Pod, eventually, intercepts, pool
+from egressd.lab import SERVICES, UPSTREAMS, Contact, Daemon, Node, Pod, eventually, intercepts
 from egressd.lab.syscalls import mount
 
-__all__ = ["FORGED", "IDENTITIES", "RESTART_S", "SERVED", "Identity", "Options", "Stage", "rotation"]
+if TYPE_CHECKING:
+    from chaos.faults import Fault
 
+__all__ = ["ATTACK_S", "OUTAGE_S", "PROGRAMS", "SERVED", "Options", "Stage", "merged"]
+
+CLOCK: Final = Path(__file__).parent / "clock"
 PROGRAMS: Final = {"PYTHONPATH": str(Path(__file__).parent.parent)}
 """Variables of the programs that pods run: where this package is."""
-NAMES: Final = 10
-"""Known names of an identity."""
-FRESH_POOL: Final = 8192
-"""Addresses that fresh names turn through: more than are granted at any one time."""
-RESTART_S: Final = 0.5
-"""After its end the daemon is started again in this time, as a kubelet does at first."""
+OUTAGE_S: Final = 4.0
+ATTACK_S: Final = 5.0
 AUDIT_DISK: Final = "24m"
-POLL_S: Final = 0.02
 SAMPLE_S: Final = 0.2
-HAND_OVER_S: Final = 20.0
-"""The old process of an upgrade has this long to end by itself."""
+RESETTLED_S: Final = 5.5
 SERVED: Final = (UPSTREAMS[0], UPSTREAMS[2])
 """The upstreams that the daemon asks."""
-FORGED: Final = "198.51.100.66"
-"""Where lying upstreams lead; nobody may go there."""
-NOWHERE: Final = "192.0.2.7"
-"""Where denied names lead; nobody may go there."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Pods under one policy. `number` makes their addresses; `judged` says whether anything is denied to them."""
-
-    name: str
-    number: int
-    pods: int
-    mode: str = "Enforce"
-    blocks: tuple[str, ...] = ()
-    """CIDR rules, on port 80."""
-
-    @property
-    def selected(self) -> bool:
-        return bool(self.mode)
-
-    @property
-    def judged(self) -> bool:
-        return self.mode == "Enforce"
-
-    @property
-    def names(self) -> list[str]:
-        return [f"n{index}.{self.name}.example" for index in range(NAMES)]
-
-    def v4(self, index: int) -> str:
-        return f"203.0.113.{NAMES * self.number + index}"
-
-    def v6(self, index: int) -> str:
-        return f"2001:db8:{self.number:x}::{index:x}"
-
-    @property
-    def fresh(self) -> list[str]:
-        return pool(f"2001:db8:f{self.number:x}::/64", FRESH_POOL)
-
-    @property
-    def policy(self) -> str:
-        blocks = "".join(f"- to: [{block}]\n  ports: [80/TCP]\n" for block in self.blocks)
-        return (
-            f"subject: {{podSelector: {{matchLabels: {{app: {self.name}}}}}}}\nmode: {self.mode}\nallow:\n"
-            f"- to: ['*.{self.name}.example']\n  ports: [80/TCP, 7/TCP]\n{blocks}"
-        )
-
-    def sanctions(self, contact: Contact) -> bool:
-        """Whether the policy can ever have allowed this contact."""
-        if not self.judged:
-            return True
-        address = ipaddress.ip_address(contact.destination)
-        named = address in self._addresses or address in ipaddress.ip_network(f"2001:db8:f{self.number:x}::/64")
-        block = any(address in ipaddress.ip_network(block) for block in self.blocks)
-        return contact.protocol == "tcp" and ((contact.port in (80, 7) and named) or (contact.port == 80 and block))
-
-    @property
-    def _addresses(self) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-        both = [*(self.v4(index) for index in range(NAMES)), *(self.v6(index) for index in range(NAMES))]
-        return {ipaddress.ip_address(address) for address in both}
-
-
-IDENTITIES: Final = (
-    Identity("web", 1, 3),
-    Identity("job", 2, 2, blocks=("198.51.100.0/26",)),
-    Identity("watched", 3, 1, mode="Audit"),
-    Identity("free", 4, 1, mode=""),
-    Identity("flood", 5, 1),
-)
-"""The last one's pod has no load of its own: it is the hostile one."""
 
 
 @dataclass(frozen=True)
@@ -125,73 +54,8 @@ class Options:
     rate: float = 1000.0
     crowd: int = 10_000
     settings: dict[str, Any] = field(default_factory=dict)
-
-
-class Supervisor:
-    """Keeps the daemon running; the only one who starts and ends it."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self.daemon = daemon
-        self.ends: list[int] = []
-        """Exit codes of ends that were not asked for."""
-        self._wanted = threading.Event()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
-
-    def start(self) -> None:
-        self.daemon.start()
-        self._wanted.set()
-        self._thread.start()
-
-    def close(self) -> None:
-        self._wanted.clear()
-        self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._closed.wait(POLL_S):
-            process = self.daemon.process
-            if self._wanted.is_set() and process is not None and process.poll() is not None:
-                self.ends.append(process.returncode)
-                time.sleep(RESTART_S)
-                self.daemon.start(wait=False)
-
-    def kill(self) -> None:
-        """SIGKILL; it is started again as after any other end."""
-        self.daemon.signal(signal.SIGKILL)
-
-    def restart(self) -> None:
-        """SIGTERM, wait, start."""
-        self._wanted.clear()
-        try:
-            self.daemon.stop()
-        except subprocess.TimeoutExpired:
-            self.daemon.kill()
-        self.daemon.start(wait=False)
-        self._wanted.set()
-
-    def upgrade(self) -> str:
-        """Start a second one beside the first, and wait until one of them has ended."""
-        self._wanted.clear()
-        old = self.daemon.process
-        assert old is not None
-        self.daemon.start(wait=False)
-        new = self.daemon.process
-        assert new is not None
-        deadline = time.monotonic() + HAND_OVER_S
-        while old.poll() is None and new.poll() is None and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        note = ""
-        if new.poll() is not None:
-            note = f"the new process ended with {new.returncode}: no hand-over"
-            self.daemon.process = old if old.poll() is None else new
-        elif old.poll() is None:
-            note = f"the old process did not end in {HAND_OVER_S:g} s: it was told to"
-            old.terminate()
-            old.wait(HAND_OVER_S)
-        self._wanted.set()
-        return note
+    within_s: float = 1.0
+    """Seconds in which damage is to be mended and what is revoked to end."""
 
 
 @dataclass
@@ -215,7 +79,14 @@ class Stage:
         self._stack = contextlib.ExitStack()
         mount("tmpfs", str(self.disk), f"size={AUDIT_DISK}")  # before the node takes its copy of the mounts
         self._stack.callback(lambda: subprocess.run(["umount", str(self.disk)], check=False))
+        self.clock = folder / "clock"
+        """By how many seconds the daemon's wall clock is wrong (clock/sitecustomize.py)."""
+        self.clock.write_bytes(bytes(8))
         self.node = self._stack.enter_context(Node(options.wiring))
+        self.node.environment |= {
+            "CHAOS_CLOCK": str(self.clock),
+            "PYTHONPATH": f"{CLOCK}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        }
         self.identity_of: dict[str, Identity] = {}
         """By address of a pod."""
         self.pods: dict[str, list[Pod]] = {}
@@ -227,6 +98,10 @@ class Stage:
         self.phases: list[Phase] = []
         self.samples: list[Sample] = []
         self.trespasses: list[Contact] = []
+        self._base = self.daemon.settings
+        self._asked: Mapping[str, Any] = {}
+        """Settings beside those, as the last fault wanted them."""
+        self._lent_until = 0.0
         self._loads: list[subprocess.Popen[str]] = []
         self._closing = threading.Event()
 
@@ -260,6 +135,8 @@ class Stage:
             for pod in self.pods[identity.name]:
                 self.identity_of |= {pod.v4: identity, pod.v6: identity}
         zone.add("*.denied.example", "A", NOWHERE)
+        zone.add(LENT_NAME, "A", LENT[0])
+        zone.add(LENT_NAME, "AAAA", LENT[1])
         zone.rotate("*.flood.example", IDENTITIES[-1].fresh, count=1)
         zone.add("big.flood.example", "AAAA", *IDENTITIES[-1].fresh[:200])
         for port in (80, 81):
@@ -272,9 +149,7 @@ class Stage:
             "dns": {"upstreams": list(SERVED)},
             "audit": {"file": str(self.disk / "audit.jsonl"), "max_size": "4MiB", "keep": 2},
         }
-        for key, value in self.options.settings.items():
-            given[key] = {**given.get(key, {}), **value} if isinstance(value, dict) else value
-        return given
+        return merged(given, self.options.settings)
 
     def _put_objects(self) -> None:
         self.daemon.put_pods()
@@ -316,20 +191,43 @@ class Stage:
             lookups=lookups,
             names=identity.names,
             fresh=f"fresh.{identity.name}.example",
+            blocks=[str(next(ipaddress.ip_network(block).hosts())) for block in identity.blocks],
             denied_name="denied.example" if identity.judged else "",
             denied=denied if identity.judged else [],
             denied_udp=[(NOWHERE, 7), (identity.v4(0), 7), ("2001:db8:dead::1", 7)] if identity.judged else [],
         )
 
-    def strike(self, fault: str, action: Callable[[Stage], str | None], calm_s: float) -> Phase:
+    def strike(self, fault: Fault, calm_s: float) -> Phase:
         """One phase: the fault, and a time after it. Its counts are there after `finish`."""
-        if self.phases:
-            self.phases[-1].ended = time.monotonic()
-        phase = Phase(fault, time.monotonic())
-        self.phases.append(phase)
-        phase.note = action(self) or ""
-        time.sleep(calm_s)
+        self._resettle(fault.settings)
+        phase = self._begin(fault.name, self.options.within_s if fault.exposed else 0.0)
+        phase.note = fault.action(self) or ""
+        time.sleep(max(calm_s, fault.rest_s))
         return phase
+
+    def _begin(self, fault: str, exposed_s: float = 0.0) -> Phase:
+        now = time.monotonic()
+        if self.phases:
+            self.phases[-1].ended = now
+        self.phases.append(Phase(fault, now, exposed_s=exposed_s))
+        return self.phases[-1]
+
+    def _resettle(self, settings: Mapping[str, Any]) -> None:
+        """Have the daemon run with these settings beside its own; a restart, and counted as one."""
+        if settings == self._asked:
+            return
+        self._asked = settings
+        self.daemon.settings = merged(self._base, settings)
+        self._begin("resettle")
+        starts = self.starts
+        self.supervisor.restart()
+        self.settled(starts)
+        time.sleep(RESETTLED_S)
+
+    def accuse(self, what: str) -> str:
+        """A promise was broken in the present phase; returns the same words."""
+        self.phases[-1].accusations.append(what)
+        return what
 
     def finish(self) -> list[Phase]:
         """End the load, wait for what is in flight, and count."""
@@ -350,7 +248,10 @@ class Stage:
             during = [sample for sample in self.samples if phase.began <= sample.time < phase.ended]
             phase.data_rss = max((sample.data for sample in during), default=0.0)
             phase.control_rss = max((sample.control for sample in during), default=0.0)
-            seen = [contact for contact in self.trespasses if phase.began <= contact.time < phase.ended]
+            sure = phase.began + phase.exposed_s
+            early = [contact for contact in self.trespasses if phase.began <= contact.time < sure]
+            phase.contacts_exposed = len(early)
+            seen = [contact for contact in self.trespasses if sure <= contact.time < phase.ended]
             phase.contacts_through = len(seen)
             if seen:
                 phase.last_trouble = max(phase.last_trouble, seen[-1].time)
@@ -377,8 +278,13 @@ class Stage:
             while contacts:
                 contact = contacts.popleft()
                 identity = self.identity_of.get(contact.source)
-                if identity is None or not identity.sanctions(contact):
+                lent = contact.destination in LENT and contact.time < self._lent_until
+                if identity is None or not (lent or identity.sanctions(contact)):
                     self.trespasses.append(contact)
+
+    def lend(self, until: float = float("inf")) -> None:
+        """From now on until then (monotonic seconds) the addresses of `LENT_NAME` may be reached."""
+        self._lent_until = until
 
     # --------------------------------------------------------------------------------------- what faults use
 
@@ -400,6 +306,14 @@ class Stage:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
+    def said(self, what: str) -> int:
+        """How often the daemon has said this so far."""
+        return self.daemon.log_file.read_text().count(what)
+
+    def reload(self) -> None:
+        """SIGHUP: settings are read and the audit file is opened again."""
+        self.daemon.signal(signal.SIGHUP)
+
     def records_come(self, timeout: float = 5.0) -> bool:
         """Whether anything more is written to the audit file."""
         file = self.disk / "audit.jsonl"
@@ -411,9 +325,17 @@ class Stage:
     def intercepts(self) -> bool:
         return intercepts(self.node)
 
-    def settled(self, timeout: float = 30.0) -> None:
-        """Wait until DNS is intercepted (again)."""
-        eventually(self.intercepts, timeout, what=f"interception\n{self.daemon.log()}")
+    @property
+    def starts(self) -> int:
+        """How often a daemon began to serve."""
+        return self.said("INFO: ready:")
+
+    def settled(self, beyond: int = 0, timeout: float = 60.0) -> None:
+        """Wait until DNS is intercepted (again), where `beyond` starts are told by a daemon that came after them: a
+        heartbeat outlives its process for some seconds."""
+        eventually(
+            lambda: self.starts > beyond and self.intercepts(), timeout, what=f"interception\n{self.daemon.log()}"
+        )
 
 
 def resident(pid: int) -> float:
@@ -425,7 +347,9 @@ def resident(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
-def rotation(faults: Sequence[str], seed: int, rounds: int) -> list[str]:
-    """Every fault once a round, in an order that the seed decides."""
-    dice = random.Random(seed)
-    return [name for _ in range(rounds) for name in dice.sample(list(faults), len(faults))]
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings laid over others, one mapping deep."""
+    both = dict(below)
+    for key, value in above.items():
+        both[key] = {**both.get(key, {}), **value} if isinstance(value, Mapping) else value
+    return both

@@ -103,6 +103,14 @@ class Phase:
     control_rss: float = 0.0
     """Peaks, MiB."""
     note: str = ""
+    exposed_s: float = 0.0
+    """Seconds from its beginning in which nothing may be enforced: what gets through then is counted apart."""
+    exposed: int = 0
+    contacts_exposed: int = 0
+    accusations: list[str] = field(default_factory=list)
+    """Promises that the fault's action itself saw broken."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Allowed look-ups that failed, by what came of them."""
 
     @property
     def trouble_s(self) -> float:
@@ -123,7 +131,13 @@ def add_records(phases: Sequence[Phase], records: Iterable[Record]) -> None:
 
 
 def _add(phase: Phase, record: Record) -> None:
+    if record.ending == Ending.THROUGH and record.began < phase.began + phase.exposed_s:
+        phase.exposed += 1
+        return
     phase.counts[record.kind, record.ending] += 1
+    if record.kind in LOOKUPS and record.ending in FAILED:
+        way = "no answer" if record.ending == Ending.LOST else f"rcode {record.detail}"
+        phase.failures[f"{Kind(record.kind).name.lower()}: {way}"] += 1
     if record.ending:
         phase.last_trouble = max(phase.last_trouble, record.began, phase.began)
     if record.kind in LOOKUPS and record.ending in (Ending.GOOD, Ending.RETRIED):
@@ -142,6 +156,10 @@ class Total:
     contacts_through: int = 0
     data_rss: float = 0.0
     control_rss: float = 0.0
+    exposed: int = 0
+    """Denied connections that got through while the kernel had no table."""
+    accusations: list[str] = field(default_factory=list)
+    failures: Counter[str] = field(default_factory=Counter)
     notes: dict[str, None] = field(default_factory=dict)
 
     def count(self, kinds: Iterable[int], endings: Iterable[int] = tuple(Ending)) -> int:
@@ -193,6 +211,9 @@ def totals(phases: Iterable[Phase]) -> list[Total]:
         total.latencies += phase.latencies
         total.trouble_s = max(total.trouble_s, phase.trouble_s)
         total.contacts_through += phase.contacts_through
+        total.exposed += max(phase.exposed, phase.contacts_exposed)
+        total.accusations += phase.accusations
+        total.failures += phase.failures
         total.data_rss = max(total.data_rss, phase.data_rss)
         total.control_rss = max(total.control_rss, phase.control_rss)
         if phase.note:

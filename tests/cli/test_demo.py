@@ -30,6 +30,7 @@ from egressd.cli.tour.page import Page
 from egressd.cli.tour.stage import Stage
 from egressd.lab import eventually, run_private
 
+README = (Path(__file__).parents[2] / "README.md").read_text()
 PATIENCE_S = 90.0
 DEMO = [sys.executable, "-m", "egressd", "demo"]
 TOKEN = "DEMO_TEST_TOKEN"
@@ -151,9 +152,41 @@ def test_the_story_has_what_it_should(terminal: Terminal) -> None:
     command = re.search(r"nsenter -a -t \d+ curl .*", plain)
     assert command is not None
     visit = run(command[0].split(), terminal.token)
-    assert visit.stdout == "api.example.com is 203.0.113.10 port 80, you are 10.244.1.2\n"
+    assert "Could not resolve host: paste.example" in visit.stderr
+    walk(plain, command[0].split(), terminal.token)
+    page = re.search(r"http://127\.0\.0\.1:\d+/", plain)
+    assert page is not None
+    assert "<title>egressd</title>" in run(["curl", "-sS", "--noproxy", "*", page[0]], terminal.token).stdout
     terminal.press_ctrl_c()
     assert terminal.end() == 0
+
+
+def walk(plain: str, visit: list[str], token: str) -> None:
+    """The path of somebody who has never seen it, from a denied name to an allowed one, by what the page says alone."""
+    place = re.search(r"export (EGRESSD_ADMIN__SOCKET=\S+)", plain)
+    file = re.search(r"\$\{EDITOR:-vi\} (\S+)", plain)
+    assert place is not None
+    assert file is not None
+
+    def said(verb: str) -> tuple[int, str]:
+        assert f"egressd {verb}" in plain, verb
+        argv = ["env", place[1], "COLUMNS=80", sys.executable, "-m", "egressd", *verb.split()]
+        done = run(argv, token)
+        assert max(map(len, done.stdout.splitlines())) <= 80
+        return done.returncode, done.stdout
+
+    assert "what was denied, and why: egressd audit --verdict denied" in said("status")[1]
+    first = said("audit --verdict denied")[1].splitlines()[0]
+    assert first[8:] == " denied      no-rule    shop/web-0 paste.example A → NXDOMAIN"
+    assert first[8:] in README, "the README shows what audit says"
+    code, steps = said("explain --pod shop/web-0 --to paste.example:80")
+    assert code == 1
+    assert steps in README, "the README shows what explain says"
+    line = steps.splitlines()[-1]
+    with Path(file[1]).open("a") as policy:
+        policy.write(f"  {line}\n")
+    eventually(lambda: said("explain --pod shop/web-0 --to paste.example:80")[0] == 0, what="the policy in force")
+    assert run(visit, token).stdout == "paste.example is 203.0.113.66 port 80, you are 10.244.1.2\n"
 
 
 def test_ctrl_c_in_the_middle(terminal: Terminal) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from subprocess import PIPE, CompletedProcess
 
 import pytest
 import yaml
-from e2e.shop import API4, Shop, ask, open_shop
+from e2e.shop import API4, Shop, addresses, ask, open_shop, rcode
 
 from egressd.lab import eventually
 
@@ -65,7 +66,7 @@ def test_audit(shop: Shop) -> None:
     """Filters as the daemon has them; records as they are with -o json; exit code 1 where none matches."""
     shown = egressd(shop, "audit", "--pod", "shop/web-0", "--verdict", "denied")
     assert shown.returncode == 0
-    assert shown.stdout.endswith("denied      shop/web-0 denied.example A → NXDOMAIN (no-rule)\n")
+    assert shown.stdout.endswith("denied      no-rule    shop/web-0 denied.example A → NXDOMAIN\n")
     records = [json.loads(line) for line in egressd(shop, "audit", "-o", "json", "--since", "1h").stdout.splitlines()]
     assert records == [*shop.daemon.records()]
     assert egressd(shop, "audit", "--name", "*.nowhere.example").returncode == 1
@@ -84,7 +85,7 @@ def test_audit_follows(shop: Shop) -> None:
 
 
 def test_top(shop: Shop) -> None:
-    """One table of what is asked while it looks."""
+    """One table of what is asked while it looks, and of what was asked just before."""
     command = arguments(shop, "top", "--once", "--interval", "2")
     with shop.node.popen(command, stdout=PIPE) as process:
         assert process.stdout is not None
@@ -93,7 +94,9 @@ def test_top(shop: Shop) -> None:
         text = process.stdout.read()
     assert process.returncode == 0
     assert "RATE/S" in text
-    assert "denied   shop/web-0  top.example" in text
+    assert re.search(r"denied +shop/web-0 +top\.example\n", text)
+    again = egressd(shop, "top", "--once", "--interval", "0.2", "--window", "3600").stdout
+    assert re.search(r"denied +shop/web-0 +top\.example\n", again)
 
 
 def test_explain_a_name(shop: Shop) -> None:
@@ -117,6 +120,33 @@ def test_the_advice_works(shop: Shop) -> None:
     shop.policy("shop/web", RULES)
 
 
+def test_explain_a_name_that_lies(shop: Shop) -> None:
+    """A name that is allowed but led where no name may lead: what the pod saw, kept or not, is told, and what helps."""
+    zone = shop.node.dns.zone
+    zone.add("lie.partner.example", "A", "169.254.169.254")
+    zone.add("inner.partner.example", "A", "192.168.7.7", ttl=0)
+    shop.policy("shop/web", f'{RULES}- name: partner\n  to: ["*.partner.example"]\n  ports: [80/TCP]\n')
+    for name in ("lie.partner.example", "inner.partner.example"):
+        assert rcode(ask(shop.web, name)) == "NXDOMAIN"
+    shown = egressd(shop, "explain", "--pod", "shop/web-0", "--to", "lie.partner.example:80")
+    assert shown.returncode == 1
+    text = " ".join(shown.stdout.split())
+    assert re.search(r"its answer \(\d+ s old\) pointed to 169\.254\.169\.254 \(link-local\): withheld", text)
+    assert "verdict: denied (rebinding); the name is allowed, its answer is withheld: the pod is told NXDOMAIN" in text
+    assert "no rule can allow it: 169.254.169.254 is link-local" in text
+
+    asked = ("explain", "--pod", "shop/web-0", "--to", "inner.partner.example", "-o", "json")
+    advice = json.loads(egressd(shop, *asked).stdout)
+    assert (advice["verdict"], advice["reason"]) == ("denied", "rebinding")
+    assert any("an earlier answer pointed to 192.168.7.7 (private)" in step for step in advice["steps"])
+    line = advice["allow"]["yaml"]
+    assert line == "- {to: [inner.partner.example], ports: [80/TCP], allowPrivate: true}"
+    shop.policy("shop/web", f"{RULES}{line}\n")
+    assert egressd(shop, *asked).returncode == 0
+    assert addresses(ask(shop.web, "inner.partner.example")) == ["192.168.7.7"]
+    shop.policy("shop/web", RULES)
+
+
 def test_explain_an_address(shop: Shop) -> None:
     """An address that no rule names is allowed by the grant of the name that led there, and only on its ports."""
     shown = egressd(shop, "explain", "--pod", "shop/web-0", "--to", f"{API4}:80")
@@ -134,6 +164,7 @@ def test_explain_a_stranger(shop: Shop) -> None:
     """A pod that is not there, and a destination that is none, are wrong usage."""
     nobody = egressd(shop, "explain", "--pod", "shop/nobody", "--to", "a.example")
     assert (nobody.returncode, "no pod shop/nobody on node n1" in nobody.stderr) == (2, True)
+    assert "in its namespace there is shop/free-0, shop/other-0, shop/web-0" in nobody.stderr
     assert egressd(shop, "explain", "--pod", "shop/web-0", "--to", "a:0").returncode == 2
 
 

@@ -31,7 +31,7 @@ STATUS: dict[str, Any] = {
     "queries": {"total": 110, "allowed": 100, "denied": 10, "would_deny": 0, "would_allow": 0},
     "flows": {"total": 0, "allowed": 0, "denied": 0, "would_deny": 0, "would_allow": 0},
     "cache": {"entries": 5, "bytes": 3800, "hits": 75, "misses": 25},
-    "upstreams": [{"upstream": "udp://192.0.2.53:53", "healthy": False, "failures": 4}],
+    "upstreams": [{"upstream": "udp://192.0.2.53:53", "healthy": False, "failures": 4, "rtt_us": 1789}],
     "audit": {"written": 111, "dropped": 0, "queued": 2},
     "control_restarts": 0,
 }
@@ -73,8 +73,8 @@ cache     5 entries, 3800 octets, 75 % hits
 audit     111 written, 2 waiting, 0 dropped
           upstreams-failing: no upstream answers: udp://192.0.2.53:53
 
-UPSTREAM             HEALTHY  FAILURES IN A ROW
-udp://192.0.2.53:53  no       4
+UPSTREAM             HEALTHY  FAILURES IN A ROW  RTT
+udp://192.0.2.53:53  no       4                  1.8 ms
 
 POLICY           MODE     ACCEPTED  PROGRAMMED  RULES  PODS
 shop/bad         -        False     False       0      0
@@ -82,6 +82,8 @@ shop/web-egress  Enforce  True      True        2      3
 
 shop/bad is refused:
   ConfigMap shop/bad:7:9: error: unknown field 'allows'; did you mean 'allow'?
+
+what was denied, and why: egressd audit --verdict denied
 """
 
 POD = {"namespace": "shop", "name": "web-0", "ip": "192.0.2.5"}
@@ -108,27 +110,36 @@ FLOW: dict[str, Any] = {
     "reason": "no-rule",
     "packets": 3,
 }
+TODAY = "2026-11-22"
 ROWS = [
-    (DNS, '13:00:00.123 allowed     shop/web-0 api.example.com A → 203.0.113.10 +1 (rule "…'),
-    (DENIED, "13:00:00.123 denied      shop/web-0 api.example.com A → NXDOMAIN (no-rule)"),
+    (DNS, "13:00:00 allowed     rule       shop/web-0 api.example.com A → 203.0.113.10 +1 …"),
+    (DENIED, "13:00:00 denied      no-rule    shop/web-0 api.example.com A → NXDOMAIN"),
     (
         {**DENIED, "query": {}, "aggregated": 17},
-        "13:00:00.123 denied      shop/web-0 (17 queries more) → NXDOMAIN (no-rule)",
+        "13:00:00 denied      no-rule    shop/web-0 (17 queries more) → NXDOMAIN",
     ),
     (
         {**DENIED, "pod": {"ip": "192.0.2.77"}},
-        "13:00:00.123 denied      192.0.2.77 api.example.com A → NXDOMAIN (no-rule)",
+        "13:00:00 denied      no-rule    192.0.2.77 api.example.com A → NXDOMAIN",
     ),
-    (FLOW, "13:00:01.000 denied      shop/web-0 198.51.100.9:443/tcp [cdn.example] (no-rule)"),
+    (
+        {**DENIED, "time": "2026-11-21T23:59:59.9Z"},
+        "2026-11-21 23:59:59 denied      no-rule    shop/web-0 api.example.com A → NXDOM…",
+    ),
+    (FLOW, "13:00:01 denied      no-rule    shop/web-0 198.51.100.9:443/tcp [cdn.example] x3"),
+    (
+        {**FLOW, "verdict": "allowed", "reason": "rule", "policy": "shop/web", "rule": "cdn", "packets": 1},
+        "13:00:01 allowed     rule       shop/web-0 198.51.100.9:443/tcp [cdn.example] (…",
+    ),
     (
         {**FLOW, "destination": {"ip": "198.51.100.9", "protocol": "icmp", "names": []}},
-        "13:00:01.000 denied      shop/web-0 198.51.100.9/icmp (no-rule)",
+        "13:00:01 denied      no-rule    shop/web-0 198.51.100.9/icmp x3",
     ),
     (
         {"time": FLOW["time"], "event": "policy", "policy": "shop/web", "change": "updated"},
-        "13:00:01.000 updated     policy shop/web",
+        "13:00:01 updated                policy shop/web",
     ),
-    ({"time": FLOW["time"], "event": "audit", "dropped": 9}, "13:00:01.000 audit       9 records were dropped"),
+    ({"time": FLOW["time"], "event": "audit", "dropped": 9}, "13:00:01 audit                  9 records were dropped"),
 ]
 
 EXPLAINED: dict[str, Any] = {
@@ -164,10 +175,11 @@ to allow it (add it under `allow:` in ConfigMap web-egress in namespace shop):
 """
 
 TOP_SCREEN = """\
-1.4/s over the last 10 s, 3 different, 5 records missed
+1.6/s over the last 10 s, 4 different, 5 records missed
 RATE/S  VERDICT  POD         DESTINATION
 1.0     allowed  shop/web-0  api.example.com
 0.3     denied   shop/web-0  api.example.com
+0.2     allowed  shop/web-0  (search list)
 0.1     denied   shop/web-0  cdn.example:443/tcp
 """
 
@@ -180,9 +192,9 @@ def test_status_screen() -> None:
 @pytest.mark.parametrize(("record", "line"), ROWS)
 def test_audit_rows(record: dict[str, Any], line: str) -> None:
     """One record, one line, within 80 columns; in a pipe it is whole."""
-    assert row(record, 80) == line
-    assert len(row(record, 80)) <= 80
-    assert "…" not in row(record, 10_000)
+    assert row(record, 80, TODAY) == line
+    assert len(row(record, 80, TODAY)) <= 80
+    assert "…" not in row(record, 10_000, TODAY)
 
 
 def test_explain_screen() -> None:
@@ -206,8 +218,31 @@ def test_top_screen() -> None:
         window.add(DNS, 95.0)
     window.add({**DENIED, "aggregated": 3}, 99.0)
     window.add(FLOW, 100.0)
+    for step in ("api.example.com.svc.cluster.local", "api.example.com.cluster.local"):
+        window.add({**DNS, "query": {"name": step}, "search": True}, 100.0)
     window.add({"event": "audit", "dropped": 5}, 100.0)
     assert "\n".join(render(window, 100.0, 80, 20)) + "\n" == TOP_SCREEN
+
+
+def test_top_folds_what_no_shape_tells() -> None:
+    """An unselected pod's search list is put together as well, in whatever order it came; a denial is none of it."""
+    window = Window(10.0, ["cluster.local"])
+    absent = {**DNS, "response": {"rcode": "NXDOMAIN"}}
+    step = {"name": "api.example.com.shop.svc.cluster.local"}
+    for record in (
+        {**absent, "query": step},
+        DNS,
+        {**absent, "query": {"name": "db.shop.svc.cluster.local"}},
+        {**DENIED, "response": {"rcode": "NXDOMAIN"}, "query": step},
+    ):
+        window.add(record, 100.0)
+    rows = [(seen.destination, seen.verdict) for seen, _ in window.rows(100.0)[0]]
+    assert sorted(rows) == [
+        ("(search list)", "allowed"),
+        ("api.example.com", "allowed"),
+        ("api.example.com.shop.svc.cluster.local", "denied"),
+        ("db.shop.svc.cluster.local", "allowed"),
+    ]
 
 
 def test_tables_give_way() -> None:

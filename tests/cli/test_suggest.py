@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from authoring_samples import API, dns, flow
 from click.testing import CliRunner, Result
+from e2e.shop import Shop, ask, open_shop
 
 from egressd.cli import main
+from egressd.lab import eventually
 
 NOW = b"".join([dns("a.example", "192.0.2.1"), flow("198.51.100.7", 123, 17), dns("b.example", pod=API)])
 OLD = dns("old.example", time=1e8)
@@ -68,3 +71,33 @@ def test_a_missing_file_is_told() -> None:
     result = run("suggest", "--audit", "/nonexistent/audit.jsonl")
     assert result.exit_code == 3
     assert "name an audit file with --audit" in result.stderr
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Shop]:
+    """A running daemon that knows pods and what is inside its cluster, and has seen two queries."""
+    inside = {"cluster_domains": ["corp.example"], "in_cluster": "Allow"}
+    with open_shop(tmp_path, inside) as shop:
+        for name in ("db.shop.svc.corp.example", "api.example.com"):
+            shop.node.dns.zone.add(name, "A", "203.0.113.50")
+            ask(shop.web, name)
+            shop.dns_record(shop.web, name)
+        eventually(Path(shop.daemon.settings["admin"]["socket"]).exists, what="the admin socket")
+        yield shop
+
+
+def test_the_daemon_knows_what_records_do_not_hold(node: Shop, tmp_path: Path) -> None:
+    """Without --pods and --config, labels and what is inside the cluster come from the running daemon."""
+    audit, place = node.daemon.audit_file, ("--socket", node.daemon.settings["admin"]["socket"])
+    told = run("suggest", "--audit", audit, *place)
+    assert told.exit_code == 0, told.stderr
+    assert "podSelector: {matchLabels: {app: web}}" in told.stdout
+    assert "corp.example" not in told.stdout
+    alone = run("suggest", "--audit", audit, "--socket", tmp_path / "nobody")
+    assert "serviceAccounts: [web]" in alone.stdout
+    assert "db.shop.svc.corp.example" in alone.stdout
+    (tmp_path / "shop.yaml").write_text(told.stdout)
+    replayed = run("simulate", tmp_path / "shop.yaml", "--audit", audit, *place)
+    assert (replayed.exit_code, replayed.stderr) == (0, "")
+    guessed = run("simulate", tmp_path / "shop.yaml", "--audit", audit, "--socket", tmp_path / "nobody")
+    assert "the labels of 1 pods are not known" in guessed.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -242,3 +243,33 @@ def test_a_policy_that_allows_next_to_nothing(tmp_path: Path) -> None:
         assert rcode(ask(shop.web, "api.example.com")) == "NXDOMAIN"
         assert (dial(shop.web, API4), send_udp(shop.web, API4)) == ("refused", "refused")
         assert dial(shop.other, API4) == "open"
+
+
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_a_live_connection_keeps_its_grant(tmp_path: Path, family: str) -> None:
+    """Past `per_name` the oldest addresses of a name leave, but never one that a pod has a connection to."""
+    qtype, prefix = ("A", "203.0.113.") if family == "v4" else ("AAAA", "2001:db8::1:")
+    rotation = [f"{prefix}{number}" for number in range(1, 51)]
+    with open_shop(tmp_path, {"grants": {"per_name": 8}, "dns": {"cache": {"size": 0}}}) as shop:
+        shop.policy("shop/web", "allow:\n- to: [turning.example.com]\n  ports: [7/TCP]\n")
+        zone = shop.node.dns.zone
+
+        def answer(address: str) -> None:
+            zone.add("turning.example.com", qtype, address, ttl=5)
+            assert addresses(ask(shop.web, "turning.example.com", qtype)) == [address]
+
+        def granted() -> list[str]:
+            found = re.findall(rf"({re.escape(prefix)}\d+) \. tcp \. 7 ", shop.grants())
+            return sorted(found, key=rotation.index)
+
+        answer(rotation[0])
+        with connect(shop.web, rotation[0], ECHO) as first:
+            assert echoes(first)
+            for address in rotation[1:]:
+                answer(address)
+                assert rotation[0] in granted()
+            eventually(lambda: granted() == [rotation[0], *rotation[-7:]], what="a name with eight addresses")
+            assert dial(shop.web, rotation[0], ECHO) == "open"
+            assert dial(shop.web, rotation[-7], ECHO) == "open"
+            assert {dial(shop.web, address, ECHO) for address in rotation[1:-7:10]} == {"refused"}
+            assert echoes(first)

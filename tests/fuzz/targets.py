@@ -160,12 +160,12 @@ def nflog_report(data: bytes) -> None:
     packets = [dict(netlink.attributes(payload[4:])) for _, payload in nflog._messages(data)]
     for prefix, packet in [(found.get(10, b""), found.get(9, b"")) for found in packets] + [(data[:16], data)]:
         try:
-            denied = nflog.read_denial(prefix, packet)
+            report = nflog.read_report(prefix, packet)
         except KernelError as error:
             _promise(error.errno == errno.EBADMSG)
             continue
-        assert len(denied.source) == len(denied.destination)
-        assert -1 <= denied.port <= 65535
+        assert len(report.source) == len(report.destination)
+        assert -1 <= report.port <= 65535
 
 
 def conntrack_entry(data: bytes) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from egressd.grants import UNSELECTED_SUBJECT, Element, Key, Ledger, expand
+from egressd.grants.elements import _Held
 from egressd.model import ANY_PORT, Ports, PortSpan
 from egressd.names import Name
 
@@ -116,15 +118,15 @@ def test_ports_change_in_one_step() -> None:
     assert [e.span.first_port for e in gone if e.span] == [80]
 
 
-def test_name_bound_pushes_out_the_oldest() -> None:
-    """Past `per_name` the address renewed longest ago leaves."""
-    book = ledger(per_name=2)
-    book.admit(1, API, [A, B], HTTPS, 5, 1000.0)
-    book.admit(1, API, [A], HTTPS, 5, 1080.0)
-    third = bytes((192, 0, 2, 3))
-    gone = book.admit(1, API, [third], HTTPS, 5, 1081.0).gone
-    assert [element.address for element in gone] == [B]
-    assert book.evicted == 1
+def test_changed_ports_leave_no_long_life_behind() -> None:
+    """A name that turns to other ports takes its long life with it from an element that another name still holds."""
+    book = ledger()
+    book.admit(1, API, [A], HTTPS, 60, 1000.0)
+    book.admit(1, CDN, [A], HTTPS, 3600, 1000.0)
+    writes, gone = book.admit(1, CDN, [A], WIDE, 60, 1001.0)
+    assert gone == []
+    assert {(write.kind, write.lifetime_ms) for write in writes} == {("port", 89_000), ("range", 90_000)}
+    assert not book.opens(1, A, 6, 443, 1091.0)
 
 
 def test_total_bound_takes_from_the_heaviest_subject() -> None:
@@ -254,3 +256,22 @@ class LedgerMachine(RuleBasedStateMachine):
 
 LedgerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 TestLedgerMachine = LedgerMachine.TestCase
+
+
+def test_letting_go_does_not_look_at_all_holders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood of names that lead to few addresses: evicted or expired, none of them makes us look at all the others."""
+    looks = 0
+    ends = _Held.ends
+
+    def counted(held: _Held) -> tuple[Name, float]:
+        nonlocal looks
+        looks += 1
+        return ends(held)
+
+    monkeypatch.setattr(_Held, "ends", counted)
+    book = ledger(total=500)
+    for number in range(1500):
+        book.admit(1, Name(f"n{number}.example"), (A,), HTTPS, 30, number / 10)
+    assert book.evicted == 0  # the element stays, for it is held
+    assert book.expire(1000.0) == 500
+    assert looks <= 10

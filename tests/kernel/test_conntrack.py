@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ from egressd.errors import KernelError
 from egressd.kernel import conntrack as module
 from egressd.kernel.conntrack import Conntrack, Entry, read_entry
 from egressd.kernel.netlink import blob, nested
-from egressd.lab import Node, Pod
+from egressd.lab import Node, Pod, eventually
 
 RULES = "table inet t { chain c { type filter hook forward priority 0; ct state new accept; }; }"
 PLACES = {socket.AF_INET: ("198.51.100.9", "198.51.100.10"), socket.AF_INET6: ("2001:db8::9", "2001:db8::10")}
@@ -119,6 +120,24 @@ def test_many(tracked: Node, table: Conntrack) -> None:
     assert len(table.entries(packed(second.v4))) == count
 
 
+@pytest.mark.parametrize("family", PLACES)
+def test_restore(tracked: Node, table: Conntrack, family: socket.AddressFamily) -> None:
+    """A forgotten connection is put back from the opener's side, works on, can be cut again; twice is once."""
+    pod = tracked.add_pod("shop/a")
+    place = PLACES[family][0]
+    client = connect(pod, place)
+    source = pod.v4 if family == socket.AF_INET else pod.v6
+    tracked.run(["conntrack", "-F"], check=True)
+    assert table.restore(packed(source), client.getsockname()[1], packed(place), 7)
+    assert not table.restore(packed(source), client.getsockname()[1], packed(place), 7)
+    assert witness(tracked, family, source) == 1
+    client.send(b"again")
+    assert client.recv(10) == b"again"
+    assert [(entry.destination, entry.port) for entry in table.entries(packed(source))] == [(packed(place), 7)]
+    assert table.cut(packed(source), keep_nothing) == [(packed(source), packed(place))]
+    client.close()
+
+
 def test_deleting_what_is_gone(tracked: Node, table: Conntrack) -> None:
     """Entries that vanished meanwhile are no error and are not counted."""
     pod = tracked.add_pod("shop/web-0")
@@ -130,6 +149,21 @@ def test_deleting_what_is_gone(tracked: Node, table: Conntrack) -> None:
         assert table.delete([]) == 0
 
 
+def test_entries_of_many(tracked: Node, table: Conntrack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked one by one or read from the whole table, the entries of several pods are the same, and nobody else's."""
+    pods = [tracked.add_pod(f"shop/web-{n}") for n in range(4)]
+    with contextlib.ExitStack() as opened:
+        for pod, family in itertools.product(pods, PLACES):
+            opened.enter_context(connect(pod, PLACES[family][0]))
+        wanted = {packed(address) for pod in pods[:3] for address in (pod.v4, pod.v6)}
+        one_by_one = table.entries_of(wanted)
+        monkeypatch.setattr(module, "FILTERED", 0)
+        at_once = table.entries_of(wanted)
+    assert {entry.source for entry in at_once} == wanted
+    assert sorted(at_once) == sorted(one_by_one)
+    assert table.entries_of(set()) == []
+
+
 def test_without_the_kernels_filter(tracked: Node, table: Conntrack, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that ignores the filter sends everything, and the same entries are found."""
     first, second = tracked.add_pod("shop/web-0"), tracked.add_pod("shop/web-1")
@@ -138,6 +172,40 @@ def test_without_the_kernels_filter(tracked: Node, table: Conntrack, monkeypatch
         monkeypatch.setattr(table, "_filter", lambda pod: b"")
         assert [entry.source for entry in table.entries(packed(first.v4))] == [packed(first.v4)]
         assert len(filtered) == 1
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_live(tracked: Node, table: Conntrack, monkeypatch: pytest.MonkeyPatch, *, filtered: bool) -> None:
+    """Pods and those of the asked destinations to which something lives, once each, whatever the kernel filters."""
+    if not filtered:
+        monkeypatch.setattr(module, "FILTERED", 0)
+    pod, other = tracked.add_pod("shop/web-0"), tracked.add_pod("shop/web-1")
+    here4, there4 = map(packed, PLACES[socket.AF_INET])
+    here6, there6 = map(packed, PLACES[socket.AF_INET6])
+    pods = [packed(address) for address in (pod.v4, pod.v6)]
+    with (
+        connect(pod, "198.51.100.9"),
+        connect(pod, "198.51.100.9"),
+        connect(pod, "2001:db8::9", socket.SOCK_DGRAM),
+        connect(other, "198.51.100.10"),
+    ):
+        assert table.live(pods, {here4, there4, here6}) == {(packed(pod.v4), here4), (packed(pod.v6), here6)}
+        assert table.live(pods, {there4, there6}) == set()
+        assert table.live(pods, {here6}) == {(packed(pod.v6), here6)}
+        assert table.live([], {here4}) == set()
+
+
+def test_what_has_ended_does_not_live(tracked: Node, table: Conntrack) -> None:
+    """A TCP connection that was closed is remembered for a while and is not alive; one half closed is."""
+    pod, here = tracked.add_pod("shop/web-0"), packed("198.51.100.9")
+    with connect(pod, "198.51.100.9") as client, connect(pod, "198.51.100.10") as half:
+        half.shutdown(socket.SHUT_RD)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(10) == b""
+        eventually(lambda: not table.live([packed(pod.v4)], {here}), what="the end of the connection")
+        assert {entry.destination for entry in table.entries(packed(pod.v4))} >= {here}
+        there = packed("198.51.100.10")
+        assert table.live([packed(pod.v4)], {here, there}) == {(packed(pod.v4), there)}
 
 
 def test_refused_filter_and_other_errors(tracked: Node, table: Conntrack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,3 +249,20 @@ def test_any_octets(data: bytes) -> None:
             entry = read_entry(body)
             assert len(entry.source) == len(entry.destination) in (4, 16)
             assert -1 <= entry.port <= 65535
+
+
+@given(
+    st.sampled_from([4, 16]).flatmap(lambda n: st.tuples(*[st.binary(min_size=n, max_size=n)] * 3)),
+    st.booleans(),
+)
+def test_no_entry_is_overlooked(addresses: tuple[bytes, bytes, bytes], reordered: bool) -> None:
+    """The quick look never passes over an entry of a pod, whatever comes first in it."""
+    source, destination, other = addresses
+    entry = tuple_of(source, destination, 6, 443)
+    payload = bytes(4) + (blob(12, bytes(4)) + entry if reordered else entry)
+    assert module._may_be_of({source, other}, payload)
+    assert module._may_be_of({source}, payload, {destination})
+    if not reordered and source != other:
+        assert not module._may_be_of({other}, payload)
+    if not reordered and destination != other:
+        assert not module._may_be_of({source}, payload, {other})

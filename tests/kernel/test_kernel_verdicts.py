@@ -309,7 +309,7 @@ def test_link_traffic_is_never_judged(node: KernelNode) -> None:
     assert events.next() == "denied"
     table = listing()
     assert f"{WEB6} . {API6} . ipv6-icmp" in table
-    assert "ff02" not in table.split("set seen6-any")[1].split("}")[0]
+    assert "ff02" not in table.split("set seen-denied6-any")[1].split("}")[0]
 
 
 def test_a_cut_flow_ends_and_a_sanctioned_one_goes_on(node: KernelNode) -> None:

@@ -1,6 +1,7 @@
 """The ledger of grants and the real kernel's sets: after any history the kernel holds what a naive model says, no more.
 
-Histories are answers, time, policy edits, subjects that go and come, restarts of the daemon and a table taken away.
+Histories are answers, time, policy edits, looks that let a bound push grants out, subjects that go and come, restarts
+of the daemon and a table taken away.
 Every life in the kernel is known as an interval: it began while we were writing, and ends one lifetime later; so the
 comparison holds on a machine of any speed.
 """
@@ -25,6 +26,7 @@ from egressd.model import ANY_PORT, Ports, PortSpan
 from egressd.names import Name
 
 MINIMUM_S, GRACE_S, LINGER_S = 0.5, 0.3, 0.2
+PER_NAME = 2
 JIFFY_S = 0.02
 """The kernel rounds times to its ticks, of 10 ms at the coarsest, when they are written and when they are read."""
 LEAST_S = LIFETIME_MIN_MS / 1000
@@ -128,6 +130,23 @@ class LedgerOnKernel(RuleBasedStateMachine):
             elif number == subject and until > now:
                 del self.model[number, name, address]
 
+    @rule(live=st.sets(st.sampled_from(ADDRESSES)))
+    def look(self, live: set[bytes]) -> None:
+        """Names keep `PER_NAME` addresses and those with a live connection; what leaves is open no more."""
+        crowd = self.ledger.crowded()
+        if crowd is None:
+            return
+        now = time.monotonic()
+        out = self.ledger.trim(crowd, dict.fromkeys(SUBJECTS, live), now)
+        self._apply(Change(grants=out.writes, gone_grants=out.gone), now)
+        for subject, name in crowd.names:
+            kept = self.ledger._names[subject][name].keys()
+            left = {key for key in self.model if key[:2] == (subject, name)} - {(subject, name, each) for each in kept}
+            assert live.isdisjoint(address for _, _, address in left)
+            assert len(kept) <= PER_NAME or kept <= live
+            for key in left:
+                del self.model[key]
+
     @rule(subject=st.sampled_from(SUBJECTS))
     def come_anew(self, subject: int) -> None:
         """The last pod of a subject goes, and another comes: nothing of the first is left."""
@@ -203,7 +222,7 @@ class LedgerOnKernel(RuleBasedStateMachine):
     # ------------------------------------------------------------------------------------------------- inside
 
     def _ledger(self) -> Ledger:
-        return Ledger(minimum_s=MINIMUM_S, grace_s=GRACE_S)
+        return Ledger(minimum_s=MINIMUM_S, grace_s=GRACE_S, per_name=PER_NAME)
 
     def _whole(self) -> Change:
         """What the agent writes to a table that has nothing."""

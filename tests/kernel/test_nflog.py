@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from egressd.errors import KernelError
-from egressd.kernel.nflog import Denial, NflogReader, read_denial, read_packet
+from egressd.kernel.nflog import NflogReader, Report, read_packet, read_report
 from egressd.lab import Node, Pod, Space
 
 GROUP = 1986
@@ -32,7 +32,7 @@ def address(text: str) -> bytes:
     return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
 
 
-def drain(reader: NflogReader, events: list[Denial], wanted: Callable[[], bool]) -> None:
+def drain(reader: NflogReader, events: list[Report], wanted: Callable[[], bool]) -> None:
     """Read as an event loop would, until `wanted` holds."""
     poll = select.poll()
     poll.register(reader, select.POLLIN)
@@ -51,13 +51,13 @@ def pod(node: Node) -> Pod:
 
 
 @pytest.fixture
-def events() -> list[Denial]:
+def events() -> list[Report]:
     """What was reported so far."""
     return []
 
 
 @pytest.fixture
-def reader(node: Node, pod: Pod, events: list[Denial]) -> Iterator[NflogReader]:
+def reader(node: Node, pod: Pod, events: list[Report]) -> Iterator[NflogReader]:
     """A reader of the node's log group."""
     with node.entered():
         made = NflogReader(GROUP, events.append)
@@ -67,7 +67,7 @@ def reader(node: Node, pod: Pod, events: list[Denial]) -> Iterator[NflogReader]:
 
 @pytest.mark.parametrize("destination", ["198.51.100.9", "2001:db8::9"])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_real_denials(pod: Pod, reader: NflogReader, events: list[Denial], destination: str, protocol: str) -> None:
+def test_real_denials(pod: Pod, reader: NflogReader, events: list[Report], destination: str, protocol: str) -> None:
     """A refused TCP and UDP packet of either family is reported with pod, destination, protocol and port."""
     family = socket.AF_INET6 if ":" in destination else socket.AF_INET
     kind, number = (socket.SOCK_STREAM, 6) if protocol == "tcp" else (socket.SOCK_DGRAM, 17)
@@ -77,27 +77,27 @@ def test_real_denials(pod: Pod, reader: NflogReader, events: list[Denial], desti
         client.connect_ex((destination, 4433))
         if protocol == "udp":
             client.send(b"x")
-        expected = Denial("denied", source, address(destination), number, 4433)
+        expected = Report("denied", source, address(destination), number, 4433, client.getsockname()[1])
         drain(reader, events, lambda: expected in events)
     assert reader.malformed == 0
 
 
-def test_ping_has_no_port(pod: Pod, reader: NflogReader, events: list[Denial]) -> None:
+def test_ping_has_no_port(pod: Pod, reader: NflogReader, events: list[Report]) -> None:
     """ICMP is reported with port -1."""
     pod.run(["ping", "-c1", "-W1", "198.51.100.9"])
-    expected = Denial("denied", address(pod.v4), V4, 1, -1)
+    expected = Report("denied", address(pod.v4), V4, 1, -1)
     drain(reader, events, lambda: expected in events)
 
 
-def test_fragments(pod: Pod, reader: NflogReader, events: list[Denial]) -> None:
+def test_fragments(pod: Pod, reader: NflogReader, events: list[Report]) -> None:
     """A datagram in fragments is one report per packet the rule sees, with its port where that packet has it."""
     with pod.socket(kind=socket.SOCK_DGRAM) as client:
         client.sendto(b"x" * 5000, ("198.51.100.9", 4433))
-    expected = Denial("denied", address(pod.v4), V4, 17, 4433)
+        expected = Report("denied", address(pod.v4), V4, 17, 4433, client.getsockname()[1])
     drain(reader, events, lambda: expected in events)
 
 
-def test_flood_and_losses(node: Node, pod: Pod, reader: NflogReader, events: list[Denial]) -> None:
+def test_flood_and_losses(node: Node, pod: Pod, reader: NflogReader, events: list[Report]) -> None:
     """Of a flood that overruns the buffer every packet is either reported or counted as lost."""
     reader._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sent = 20_000
@@ -105,7 +105,7 @@ def test_flood_and_losses(node: Node, pod: Pod, reader: NflogReader, events: lis
         for _ in range(sent):
             client.sendto(b"x", ("198.51.100.9", 4433))
         reader._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        last = Denial("denied", address(pod.v4), V4, 17, 9999)
+        last = Report("denied", address(pod.v4), V4, 17, 9999, client.getsockname()[1])
         while last not in events[-100:]:  # after an overrun the first reports may be lost too
             client.sendto(b"x", ("198.51.100.9", 9999))
             select.select([reader], [], [], 1)
@@ -117,13 +117,13 @@ def test_flood_and_losses(node: Node, pod: Pod, reader: NflogReader, events: lis
 def test_group_is_taken(node: Node, reader: NflogReader) -> None:
     """A group that another reader has is refused with the setting to change."""
     with node.entered(), pytest.raises(KernelError, match="log_group"):
-        NflogReader(GROUP, lambda denial: None)
+        NflogReader(GROUP, lambda report: None)
 
 
 def test_nothing_there_does_not_block() -> None:
     """Reading an empty group returns at once, and a closed reader can be closed again."""
     with Space("web-0") as space, space.entered():
-        reader = NflogReader(GROUP, lambda denial: pytest.fail("nothing was sent"))
+        reader = NflogReader(GROUP, lambda report: pytest.fail("nothing was sent"))
         reader.read_ready()
         reader.close()
         reader.close()
@@ -182,10 +182,10 @@ def test_packets(packet: bytes, protocol: int, port: int) -> None:
 def test_any_octets(tail: bytes, first: bytes, prefix: bytes) -> None:
     """Any octets give a value of the right shape or the one error."""
     with contextlib.suppress(KernelError):
-        denial = read_denial(prefix, first + tail)
-        assert len(denial.source) == len(denial.destination) in (4, 16)
-        assert 0 <= denial.protocol <= 255
-        assert -1 <= denial.port <= 65535
+        report = read_report(prefix, first + tail)
+        assert len(report.source) == len(report.destination) in (4, 16)
+        assert 0 <= report.protocol <= 255
+        assert -1 <= report.port <= 65535
 
 
 @given(st.lists(st.binary(max_size=60), max_size=4))
@@ -194,7 +194,7 @@ def test_any_message(parts: list[bytes]) -> None:
     reader = NflogReader.__new__(NflogReader)
     reader.lost = reader.malformed = reader._overruns = 0
     reader._expected = -1
-    events: list[Denial] = []
+    events: list[Report] = []
     reader._on_event = events.append
     for part in parts:
         reader._take(part)

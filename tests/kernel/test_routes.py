@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import subprocess
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from egressd.errors import EnvironmentProblem
-from egressd.kernel.routes import install_routes, remove_routes
+from egressd.kernel.routes import Routes, install_routes, remove_routes
 from egressd.lab.syscalls import NEW_MOUNT, NEW_NET, unshare
 from egressd.settings import Dns, Settings
 
@@ -190,5 +192,58 @@ def test_missing_rights_are_explained() -> None:
         os.setresuid(65534, 65534, 65534)
         with pytest.raises(EnvironmentProblem, match="CAP_NET_ADMIN"):
             install_routes(SETTINGS, [V4])
+
+    apart(body)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, FOREIGN], ids=["narrow", "foreign"])
+def test_put_back_is_what_was_installed(settings: Settings) -> None:
+    """What is missing comes back exactly as it was, what is there is there once; nothing need be opened for it."""
+
+    def body() -> None:
+        install_routes(settings, [V4, V6])
+        before = [rules(family) + routes(family) for family in ("-4", "-6")]
+        assert all(before)
+        kept = Routes(settings, [V4, V6])
+        kept.put_back()
+        assert [rules(family) + routes(family) for family in ("-4", "-6")] == before
+        for family in ("-4", "-6"):
+            ip(f"{family} rule del table 20053")
+            ip(f"{family} route flush table 20053")
+        kept.put_back()
+        assert [rules(family) + routes(family) for family in ("-4", "-6")] == before
+        install_routes(settings, [V4, V6])
+        assert [rules(family) + routes(family) for family in ("-4", "-6")] == before
+        kept.close()
+
+    apart(body)
+
+
+def test_put_back_says_what_is_wrong() -> None:
+    """A family that is in use and was disabled is an error, one that is not in use is none."""
+
+    def body() -> None:
+        kept, foreign = Routes(SETTINGS, [V6]), Routes(FOREIGN, [V4])
+        disabled = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+        disabled.write_text("1")
+        with pytest.raises(EnvironmentProblem, match="IPv6 is disabled"):
+            kept.put_back()
+        foreign.put_back()
+        disabled.write_text("0")
+        kept.put_back()
+        assert routes("-6") == ["local default dev lo"]
+
+    apart(body)
+
+
+def test_without_a_descriptor_the_remedy_is_said() -> None:
+    """Out of file descriptors is not told as a lack of rights."""
+
+    def body() -> None:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
+        with pytest.raises(EnvironmentProblem, match="open files"):
+            Routes(SETTINGS, [V4])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     apart(body)

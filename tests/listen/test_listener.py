@@ -126,6 +126,54 @@ def test_a_burst_is_read_in_turns(loops: Loops) -> None:
     play(scene, loops)
 
 
+@both_loops
+def test_posted_answers_leave_with_their_batch(loops: Loops) -> None:
+    """What is posted waits for `flush`, over UDP and TCP; what is sent does not."""
+
+    async def scene() -> None:
+        asked: list[tuple[bytes, Client]] = []
+        listener = opened(on_query=lambda data, client: asked.append((data, client)))
+        loop = asyncio.get_running_loop()
+        with udp_client() as sock, socket.socket() as stream:
+            stream.setblocking(False)
+            await loop.sock_connect(stream, (V4, 53))
+            for number in range(3):
+                sock.send(b"%012d" % number)
+                stream.send(b"\0\x0c%012d" % number)
+            while len(asked) < 6:  # noqa: ASYNC110 - counted by callbacks
+                await asyncio.sleep(0.005)
+            for data, client in asked:
+                client.post(data)
+            await asyncio.sleep(0.01)
+            for quiet in (sock, stream):
+                with pytest.raises(BlockingIOError):
+                    quiet.recv(100)
+            listener.flush()
+            assert [sock.recv(100) for _ in range(3)] == [b"%012d" % number for number in range(3)]
+            assert await read_stream(loop, stream, 42) == b"".join(b"\0\x0c%012d" % number for number in range(3))
+            asked[0][1].send(b"at once, as it is")
+            listener.flush()
+            assert sock.recv(100) == b"at once, as it is"
+            with pytest.raises(BlockingIOError):
+                sock.recv(100)
+        listener.close()
+        for _, client in asked:
+            client.post(b"too late")
+        listener.flush()
+        assert listener.counters["udp_send_errors"] == 3
+
+    play(scene, loops)
+
+
+async def read_stream(loop: asyncio.AbstractEventLoop, stream: socket.socket, size: int) -> bytes:
+    """Read so many octets."""
+    found = b""
+    async with asyncio.timeout(10):
+        while len(found) < size:
+            found += await loop.sock_recv(stream, size - len(found))
+    return found
+
+
 def test_sizes_pass_unread() -> None:
     """An empty datagram and the largest reach the handler; of what is too long, one octet more than is legal."""
     seen: list[int] = []

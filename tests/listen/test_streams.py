@@ -12,6 +12,7 @@ import uvloop
 
 from egressd.listen import Client
 from egressd.listen import streams as module
+from egressd.listen.client import Outbox
 from egressd.listen.streams import Connections
 
 from .world import Loops, One, one_by_one
@@ -39,7 +40,7 @@ class Stage:
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.listening.setblocking(False)
         self.connections = Connections(
-            asyncio.get_running_loop(), one_by_one(handler), self.counters, per_client, idle_s
+            asyncio.get_running_loop(), one_by_one(handler), self.counters, per_client, idle_s, Outbox()
         )
         self.connections.listen(self.listening)
 

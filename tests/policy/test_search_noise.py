@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from egressd.names import ROOT, Name, label_text
-from egressd.policy import is_search_noise
+from egressd.policy import is_expansion, is_search_noise
 
 DOMAINS = (Name("cluster.local"),)
 REAL = {
@@ -63,6 +63,24 @@ def test_no_cluster_serves_it(name: Name) -> None:
 def test_two_labels_before_svc_are_never_noise() -> None:
     """`www.example` expanded to `www.example.svc.cluster.local` could be a Service `www` in `example`."""
     assert not is_search_noise(Name("www.example.svc.cluster.local"), DOMAINS)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "expected"),
+    [
+        ("paste.example.legacy.svc.cluster.local", {"paste.example"}, True),
+        ("paste.example.svc.cluster.local", {"paste.example", "other.example"}, True),
+        ("db.legacy.svc.cluster.local", {"db"}, True),
+        ("paste.example.legacy.svc.cluster.local", {"aste.example", "paste.examp", "other.example"}, False),
+        ("paste.example.legacy.svc.cluster.local", {"paste.example.legacy.svc.cluster.local"}, False),
+        ("paste.example.corp.example", {"paste.example"}, False),
+        ("cluster.local", {"cluster"}, False),
+        ("example", set(), False),
+    ],
+)
+def test_expansions(name: str, asked: set[str], expected: bool) -> None:
+    """Only a name inside the cluster that begins with another one, cut between labels, is told to be its expansion."""
+    assert is_expansion(name, asked, (*DOMAINS, ROOT)) is expected
 
 
 def test_multi_cluster_records_have_one_label_more() -> None:

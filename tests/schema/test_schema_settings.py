@@ -132,8 +132,9 @@ admin: {listen: "[::1]:9477"}
         ("TCP://192.0.2.1:54", Upstream(four("192.0.2.1"), 54, "tcp")),
         ("tls://192.0.2.1", Upstream(four("192.0.2.1"), 853, "tls", "192.0.2.1")),
         ("tls://192.0.2.1#dns.example", Upstream(four("192.0.2.1"), 853, "tls", "dns.example")),
-        ("tls://dns.example:8853", Upstream(b"", 8853, "tls", "dns.example")),
-        ("https://dns.example/q", Upstream(b"", 443, "https", "dns.example", "/q")),
+        ("tls://192.0.2.1:8853#DNS.example.", Upstream(four("192.0.2.1"), 8853, "tls", "dns.example")),
+        ("tls://[2001:DB8::1]", Upstream(socket.inet_pton(socket.AF_INET6, "2001:db8::1"), 853, "tls", "2001:db8::1")),
+        ("https://192.0.2.1/q#dns.example", Upstream(four("192.0.2.1"), 443, "https", "dns.example", "/q")),
         ("https://192.0.2.1", Upstream(four("192.0.2.1"), 443, "https", "192.0.2.1", "/dns-query")),
     ],
 )
@@ -163,6 +164,10 @@ def test_upstreams_have_many_forms(text: str, upstream: Upstream) -> None:
         ("dns: {cache: {size: -1}}", "-1 is out of range"),
         ("dns: {foreign: deny}", "'deny' is none of Deny, Answer; did you mean 'Deny'?"),
         ("dns: {upstreams: [dns.example]}", "a resolver goes by its address"),
+        ("dns: {upstreams: ['tls://dns.example']}", "write tls://ADDRESS#dns.example"),
+        ("dns: {upstreams: ['https://dns.example/q']}", "write https://ADDRESS#dns.example"),
+        ("dns: {upstreams: ['tls://192.0.2.1#192.0.2.2']}", "'#192.0.2.2' is an address; a name goes there"),
+        ("dns: {ca_file: ca.pem}", "'ca.pem' is not an absolute path"),
         ("dns: {upstreams: ['dot://192.0.2.1']}", "unknown scheme 'dot'"),
         ("dns: {upstreams: ['192.0.2.1:0']}", "'0' is not a port"),
         ("dns: {upstreams: ['tcp://192.0.2.1/x']}", "only https:// has a path"),
@@ -236,6 +241,7 @@ def test_variables_have_text_for_every_type() -> None:
             "EGRESSD_FIREWALL__MARKS__INTERCEPT": "0x8",
             "EGRESSD_BUDGETS__IN_FLIGHT": "7",
             "EGRESSD_AUDIT__FILE": "",
+            "EGRESSD_AUDIT__FLOWS": "All",
             "EGRESSD_DNS__EXEMPT": "{namespace: dns}",
             "EGRESSD_DNS__EXEMPT__MATCHLABELS": "{a: b}",
             "OTHER": "x",
@@ -247,7 +253,7 @@ def test_variables_have_text_for_every_type() -> None:
     assert settings.pod_interfaces == ()
     assert settings.firewall == s.Firewall(intercept_mark=8, reject=False)
     assert settings.budgets.in_flight == 7
-    assert settings.audit.file == ""
+    assert (settings.audit.file, settings.audit.flows) == ("", "All")
     assert settings.dns.exempt == s.Exempt("dns", LabelSelector((("a", "b"),)))
 
 
@@ -333,3 +339,31 @@ def test_resolv_conf_lines_that_are_no_servers_are_ignored() -> None:
         "nameserver\nnameserver x\n;nameserver 192.0.2.9\nnameserver 192.0.2.1\nnameserver 192.0.2.1\noptions ndots:5\n"
     )
     assert resolvers_of(text) == (Upstream(four("192.0.2.1")),)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("collector:4318", "is not a collector's URL; write http://HOST:4318"),
+        ("ftp://collector.example", "is not a collector's URL"),
+        ("http://", "is not a collector's URL"),
+        ("http://collector.example:0", "is not a collector's URL"),
+        ("http://[2001:db8::1", "is not a collector's URL"),
+        ("http://user:hush@collector.example", "no user, query or fragment"),
+        ("ftp://user:hush@collector.example", "no user, query or fragment"),
+        ("http://collector.example/?key=hush", "OTEL_EXPORTER_OTLP_HEADERS"),
+    ],
+)
+def test_collector_urls_hold_no_secret(text: str, complaint: str) -> None:
+    """What is no base URL is refused with the right spelling, and a secret in it is not quoted."""
+    (problem,) = bad(f'otlp: {{endpoint: "{text}"}}')
+    assert complaint in problem
+    assert "hush" not in problem
+
+
+def test_otlp() -> None:
+    """An endpoint loses its last slash; metrics come no more often than the data path speaks."""
+    found = good('otlp: {endpoint: "https://[2001:db8::1]:4318/otlp/", logs: false, interval: 1s}').otlp
+    assert found == s.Otlp("https://[2001:db8::1]:4318/otlp", logs=False, interval=1.0)
+    (problem,) = bad("otlp: {interval: 500ms}")
+    assert problem == "s.yaml:1:18: error: metrics can be sent once a second at most"

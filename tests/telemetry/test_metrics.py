@@ -13,7 +13,7 @@ from egressd.link import Tally as Counted
 from egressd.listen import Listener
 from egressd.model import Decision, Reason, Verdict
 from egressd.settings import Settings, Upstream
-from egressd.telemetry import METRICS, ControlFacts, ProcessUse, exposition, own_use, sample_names
+from egressd.telemetry import METRICS, ControlFacts, HistoryFacts, ProcessUse, exposition, own_use, sample_names
 from egressd.telemetry.table import COUNTER, GAUGE, HISTOGRAM
 from egressd.upstream import Upstreams
 
@@ -35,6 +35,10 @@ def facts(stats: Stats | None) -> ControlFacts:
         records_dropped={"queue-full": 3},
         requests={200: 5},
         followers=1,
+        exported=6,
+        export_dropped={"queue-full": 2},
+        export_failures=1,
+        history=HistoryFacts(9, 4096, 50, 3, 2, 1),
     )
 
 

@@ -9,7 +9,7 @@ import uvloop
 
 from egressd.errors import EnvironmentProblem
 from egressd.settings import Upstream
-from egressd.upstream import Failure, Health, Upstreams
+from egressd.upstream import Failure, Upstreams
 from egressd.wire import Answer
 
 from .world import (
@@ -80,7 +80,7 @@ def test_a_late_answer_still_counts() -> None:
 
 
 def test_silence_ends_in_a_failure() -> None:
-    """Three queries in four seconds without an answer end as EDE 22, and nothing stays behind."""
+    """A few queries in four seconds without an answer end as EDE 22, and nothing stays behind."""
 
     async def scene() -> None:
         async with Resolver(silent) as resolver:
@@ -89,7 +89,7 @@ def test_silence_ends_in_a_failure() -> None:
                 assert isinstance(outcome, Failure)
                 assert outcome.ede == 22
                 assert "no answer in time" in outcome.text
-                assert len(resolver.queries) == 3
+                assert len(resolver.queries) in {3, 4}  # from the second on waits have some jitter
                 assert len(caller.upstreams) == 0
                 assert all(not channel.pending for channel in caller.upstreams._datagrams._channels.values())
 
@@ -160,6 +160,31 @@ def test_a_failing_upstream_gives_way(rcode: str) -> None:
     play(uvloop.new_event_loop, scene)
 
 
+@pytest.mark.parametrize("refusing_first", [False, True])
+def test_a_refusal_waits_for_the_one_who_may_know(refusing_first: bool) -> None:
+    """One says SERVFAIL at once; the other, quick until now, takes three tenths of a second, and is heard."""
+
+    async def scene() -> None:
+        async with Resolver(right) as knowing, Resolver(lambda query: [reply(query, rcode="SERVFAIL")]) as refusing:
+            with Caller(knowing.upstream, refusing.upstream) as caller:
+                for number in range(20):
+                    assert await caller.addresses(question(f"n{number}.example.com")) == [RIGHT]
+
+                def late(query: bytes) -> list[bytes]:
+                    here, source = knowing._udp, knowing.sources[-1]
+                    asyncio.get_running_loop().call_later(0.3, here.sendto, reply(query, RIGHT), source)
+                    return []
+
+                knowing.say = late
+                if refusing_first:
+                    caller.upstreams._choice._order = caller.upstreams._servers[::-1]
+                caller.upstreams._choice._sort_at = float("inf")
+                assert await caller.addresses() == [RIGHT]
+                assert caller.upstreams.counters["servfail"] >= 1
+
+    play(uvloop.new_event_loop, scene)
+
+
 @both_loops
 def test_tcp_upstreams_are_asked_over_tcp_alone(loops: Loops) -> None:
     """`tcp://` never sends a datagram; a refused connection moves on."""
@@ -169,39 +194,16 @@ def test_tcp_upstreams_are_asked_over_tcp_alone(loops: Loops) -> None:
             with Caller(Upstream(LOOPBACK, closed_port(), "tcp"), resolver.over("tcp")) as caller:
                 assert await caller.addresses() == [RIGHT]
                 assert resolver.queries == []
-                assert caller.upstreams._local == set()
+                assert all(not channels for channels in caller.upstreams._datagrams._channels.values())
 
     play(loops, scene)
 
 
-@pytest.mark.parametrize("scheme", ["tls", "https"])
-def test_what_this_version_cannot_ask_is_refused(scheme: str) -> None:
-    """DoT and DoH upstreams stop the start with a sentence that names them."""
+def test_no_upstream_stops_the_start() -> None:
+    """With a sentence that says what to set."""
     loop = asyncio.new_event_loop()
     try:
-        with pytest.raises(EnvironmentProblem, match=f"{scheme} is not in this version"):
-            Upstreams(loop, [Upstream(LOOPBACK, 853, scheme)], lambda settled: None)
-        with pytest.raises(EnvironmentProblem, match="no upstream"):
+        with pytest.raises(EnvironmentProblem, match=r"no upstream to ask; list resolvers in dns\.upstreams"):
             Upstreams(loop, [], lambda settled: None)
     finally:
         loop.close()
-
-
-def test_health_pauses_grow_and_end() -> None:
-    """Three failures begin a pause; failures within it do not lengthen it, later ones double it; an answer ends all."""
-    health = Health(Upstream(LOOPBACK))
-    for _ in range(2):
-        health.stumbled(10.0)
-    assert health.healthy
-    assert not health.avoided(10.0)
-    for _ in range(50):
-        health.stumbled(10.0)
-    assert health.avoided(10.9)
-    assert not health.avoided(11.1)
-    health.stumbled(12.0)
-    assert health.avoided(13.9)
-    assert not health.avoided(14.1)
-    health.succeeded()
-    assert health.healthy
-    assert not health.avoided(12.0)
-    assert str(health) == "udp://127.0.0.1:53"

@@ -15,12 +15,14 @@ from egressd.upstream import datagrams
 from egressd.wire import Answer
 
 from .world import (
+    FORGED,
     LOOPBACK,
     RIGHT,
     Caller,
     Loops,
     Resolver,
     both_loops,
+    closed_port,
     eventually,
     other_id,
     play,
@@ -70,6 +72,66 @@ def test_answers_that_wait_together_are_delivered_together(loops: Loops) -> None
                 assert max(caller.deliveries) > 8  # 64 questions over 32 random sockets: about 28 differ
 
     play(loops, scene)
+
+
+@both_loops
+def test_gathered_questions_leave_together(loops: Loops) -> None:
+    """With `gather` nothing leaves before `push`; then a batch leaves from one port, and the next from another."""
+
+    async def scene() -> None:
+        async with Resolver(right) as resolver:
+            with Caller(resolver.upstream, gather=True) as caller:
+                for batch in range(8):
+                    for number in range(80):
+                        caller.upstreams.ask(question(f"n{number}.b{batch}.example.com"), (batch, number))
+                    await asyncio.sleep(0)
+                    assert len(resolver.queries) == batch * 80
+                    caller.upstreams.push()
+                    await caller.until((batch + 1) * 80)
+                ports = [source[1] for source in resolver.sources]
+                assert all(len(set(ports[batch * 80 : (batch + 1) * 80])) == 1 for batch in range(8))
+                assert len(set(ports)) > 1
+                assert all(isinstance(outcome, Answer) for outcome in caller.outcomes.values())
+
+    play(loops, scene)
+
+
+@both_loops
+def test_gathered_questions_that_cannot_leave_are_asked_elsewhere(loops: Loops) -> None:
+    """Where the kernel knows no way to one upstream, a whole batch goes to the next, in the same push."""
+
+    async def scene() -> None:
+        nowhere = Upstream(socket.inet_pton(socket.AF_INET, "255.255.255.255"))
+        async with Resolver(right) as resolver:
+            with Caller(nowhere, resolver.upstream, gather=True) as caller:
+                for number in range(40):
+                    caller.upstreams.ask(question(f"n{number}.example.com"), number)
+                caller.upstreams.push()
+                await caller.until(40)
+                assert all(isinstance(outcome, Answer) for outcome in caller.outcomes.values())
+            with Caller(Upstream(LOOPBACK, closed_port()), resolver.upstream, gather=True) as caller:
+                for number in range(40):
+                    caller.upstreams.ask(question(f"m{number}.example.com"), number)
+                caller.upstreams.push()
+                await caller.until(40)
+                assert all(isinstance(outcome, Answer) for outcome in caller.outcomes.values())
+
+    play(loops, scene)
+
+
+def test_the_same_words_are_understood_once() -> None:
+    """An answer that differs from the last one by its ID alone is that very one; any other is read anew."""
+
+    async def scene() -> None:
+        said = [RIGHT, RIGHT, FORGED]
+        async with Resolver(lambda query: [reply(query, said.pop(0))]) as resolver:
+            with Caller(resolver.upstream) as caller:
+                first, second, third = [await caller.outcome() for _ in range(3)]
+                assert first is second
+                assert isinstance(third, Answer)
+                assert third.addresses == (socket.inet_pton(socket.AF_INET, FORGED),)
+
+    play(uvloop.new_event_loop, scene)
 
 
 def test_ids_and_ports_are_spread() -> None:

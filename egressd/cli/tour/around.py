@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -74,20 +76,26 @@ def summary(guide: Guide) -> None:
     page.output(guide.stage.daemon.log().splitlines()[-LOG_LINES:])
 
 
-def hints(page: Page, stage: Stage, processes: int) -> None:
-    """What to try from another terminal. `processes` is a descriptor of the /proc that the reader sees."""
+def hints(page: Page, stage: Stage, processes: int, url: str) -> None:
+    """What to try from a browser, at `url`, and from another terminal. `processes` is a descriptor of the /proc that
+    the reader sees."""
     page.blank()
     page.title("The node stays up until Ctrl-C.")
+    if url:
+        page.hint("See all of it in a browser on this machine", url)
     node, web = (_outside(_resident(space), processes) for space in (stage.node, stage.pod("shop/web-0")))
     if not (node and web):
         return
     root = f"/proc/{node}/root"
     page.say("As root in another terminal, you can …")
-    page.hint("run programs as shop/web-0", f"nsenter -a -t {web} curl -sS http://api.example.com/")
-    page.hint("follow the audit records", f"tail -f {root}{stage.daemon.audit_file}")
-    page.hint(
-        "edit a policy, in force as soon as it is saved", f"${{EDITOR:-vi}} {root}{stage.policy_file('shop/web')}"
-    )
+    page.hint("ask the daemon", f"export EGRESSD_ADMIN__SOCKET={root}{stage.daemon.settings['admin']['socket']}")
+    if shutil.which("egressd") is None:
+        page.hint("", f"alias egressd={shlex.quote(f'{sys.executable} -m egressd')}")
+    page.hint("", "egressd status")
+    page.hint("find out why a name was denied", "egressd audit --verdict denied")
+    page.hint("", "egressd explain --pod shop/web-0 --to paste.example:80")
+    page.hint("allow it, in force as soon as it is saved", f"${{EDITOR:-vi}} {root}{stage.policy_file('shop/web')}")
+    page.hint("run programs as shop/web-0", f"nsenter -a -t {web} curl -sS http://paste.example/")
     page.hint("read the firewall", f"nsenter -a -t {node} nft list table inet egressd")
 
 

@@ -91,8 +91,9 @@ class Page:
             self._lines(line, INDENT)
 
     def hint(self, purpose: str, line: str) -> None:
-        """What a reader may do, and the line to copy, which is therefore never broken in two."""
-        self._lines(self._text(purpose, "dim"), INDENT)
+        """What a reader may do, and the line to copy, which is therefore never broken in two. No purpose: go on."""
+        if purpose:
+            self._lines(self._text(purpose, "dim"), INDENT)
         self._console.print(Text(f"{INNER}{line}"), soft_wrap=True)
 
     def _mark(self, right: bool) -> Text:

@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 
 from pyroute2.netlink.nfnetlink.nftsocket import Cmp, Meta
 
+from egressd.kernel.chains import Chain, Hook, Rule
 from egressd.kernel.expr import (
     ACCEPT,
     COUNTER,
@@ -42,7 +43,7 @@ from egressd.kernel.expr import (
 )
 from egressd.kernel.netlink import be32
 from egressd.kernel.sets import SetKind, SetSpec
-from egressd.kernel.template import PREROUTING, Chain, Hook, Rule
+from egressd.kernel.template import PREROUTING
 
 __all__ = ["BEFORE_ALL", "CHAINS", "OTHER", "POD", "SETS"]
 

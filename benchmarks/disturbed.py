@@ -1,0 +1,203 @@
+"""What else egressd does must not be felt: latency while policies are rewritten, CPU while everybody watches.
+
+    python -m benchmarks.disturbed            (root)
+
+Both at a fixed rate. First the time to answer, in peace and while 1,000 policies are rewritten again and again and the
+metrics are scraped each second. Then the CPU of all of egressd's processes with history, a scrape each second and a
+follower of the live log, beside a run without any of them; the audit file is written in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from benchmarks.cpu import describe_machine, usage
+from benchmarks.latency import NAMES, POPULAR, latencies_us
+from benchmarks.peers import Egressd
+from benchmarks.place import SELECTED, UPSTREAM, BenchmarkError, Place
+from benchmarks.table import markdown
+
+POLICIES: Final = 1_000
+RULES: Final = 20
+SECONDS: Final = 20
+REWRITE_EVERY_S: Final = 2.0
+SCRAPE_EVERY_S: Final = 1.0
+
+
+class Watched(Egressd):
+    """The daemon with `POLICIES` more, history or none, and an admin socket to ask."""
+
+    def __init__(self, *, history: bool = True) -> None:
+        super().__init__("egressd")
+        self.history = history
+        self.crowd = Path()
+        self.socket = Path()
+
+    def command(self, place: Place, *, cached: bool) -> Sequence[str]:
+        """As for any benchmark, with one more file of objects."""
+        command = super().command(place, cached=cached)
+        self.crowd = place.folder / self.name / "objects" / "crowd.json"
+        self.socket = place.folder / self.name / "admin.sock"
+        self.rewrite(0)
+        return command
+
+    def rewrite(self, edition: int) -> None:
+        """Another edition of all of the crowd's policies, each of them changed."""
+        items = [_config_map(number, edition) for number in range(POLICIES)]
+        draft = self.crowd.with_suffix(".new")
+        draft.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+        draft.replace(self.crowd)
+
+    def _settings(self, home: Path, objects: Path, log: Path, cached: bool) -> dict[str, object]:
+        settings = super()._settings(home, objects, log, cached)
+        return settings | {"history": {"file": str(home / "history.db") if self.history else ""}}
+
+
+def _config_map(number: int, edition: int) -> dict[str, object]:
+    rules = [{"to": [f"e{edition}-{each}.p{number}.example"], "ports": ["443/TCP"]} for each in range(RULES)]
+    policy = {"subject": {"podSelector": {"matchLabels": {"crowd": "yes"}}}, "allow": rules}
+    metadata = {"name": f"crowd-{number}", "namespace": "crowd", "labels": {"egressd.io/policy": "true"}}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "data": {"policy.yaml": json.dumps(policy)},
+    }
+
+
+@contextmanager
+def again_and_again(period_s: float, work: Callable[[], None]) -> Iterator[list[int]]:
+    """Do `work` each period in a thread, until the end of the block; how often it was done is told as it goes on."""
+    ended, done = threading.Event(), [0]
+
+    def body() -> None:
+        while not ended.wait(period_s):
+            work()
+            done[0] += 1
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    try:
+        yield done
+    finally:
+        ended.set()
+        thread.join(60)
+
+
+def scrape(place: Place, peer: Watched) -> None:
+    """Read /metrics as a scraper does."""
+    url = ["--unix-socket", str(peer.socket), "http://localhost/metrics"]
+    if "egressd_" not in place.run("node", "curl", "-sS", "--fail", *url):
+        raise BenchmarkError("the scrape brought no metrics")
+
+
+@contextmanager
+def followed(place: Place, peer: Watched) -> Iterator[None]:
+    """Somebody follows the live log; at the end it must have brought records."""
+    url = "http://localhost/api/v1/audit?follow=1&limit=0"
+    command = ["curl", "-sS", "-N", "--unix-socket", str(peer.socket), url]
+    reader: subprocess.Popen[bytes] = place.start("node", command, "follow.log")
+    try:
+        yield
+    finally:
+        place.stop(reader)
+    if b'"event":"dns"' not in (place.folder / "follow.log").read_bytes():
+        raise BenchmarkError("the follower read no records")
+
+
+# --------------------------------------------------------------------------------------------------- the two questions
+
+
+def latency(place: Place, rate: int, *, disturbed: bool) -> list[float]:
+    """Microseconds of each answer, half of them forwarded and half from the cache."""
+    peer = Watched()
+    peer.start(place, cached=True)
+    names = [number % POPULAR if number % 2 else number % NAMES for number in range(rate * SECONDS)]
+    try:
+        time.sleep(3.0)
+        latencies_us(place, rate, [number % POPULAR for number in range(rate * 5)])
+        with ExitStack() as stack:
+            if disturbed:
+                edition = iter(range(1, 1_000_000))
+                edits = stack.enter_context(again_and_again(REWRITE_EVERY_S, lambda: peer.rewrite(next(edition))))
+                stack.enter_context(again_and_again(SCRAPE_EVERY_S, lambda: scrape(place, peer)))
+            found = latencies_us(place, rate, names)
+        if disturbed and not edits[0]:
+            raise BenchmarkError("no policy was rewritten meanwhile")
+        return found
+    finally:
+        peer.stop(place)
+
+
+def cpu_us(place: Place, rate: int, *, seen: bool) -> float:
+    """Microseconds of CPU a query, of all processes."""
+    peer = Watched(history=seen)
+    peer.start(place, cached=True)
+    names = [number % POPULAR for number in range(rate * SECONDS)]
+    try:
+        time.sleep(3.0)
+        latencies_us(place, rate, names[: rate * 5])
+        with ExitStack() as stack:
+            if seen:
+                stack.enter_context(followed(place, peer))
+                stack.enter_context(again_and_again(SCRAPE_EVERY_S, lambda: scrape(place, peer)))
+            before = usage(peer.pids())
+            answered = len(latencies_us(place, rate, names))
+            return usage(peer.pids()).since(before).total / answered * 1e6
+    finally:
+        peer.stop(place)
+
+
+def report(place: Place, rate: int, repeats: int) -> str:
+    """Both questions, each with and without in turn."""
+    quiet, loud, off, on = [], [], [], []
+    for repeat in range(repeats):
+        quiet += latency(place, rate, disturbed=False)
+        loud += latency(place, rate, disturbed=True)
+        off.append(cpu_us(place, rate, seen=False))
+        on.append(cpu_us(place, rate, seen=True))
+        print(f"{repeat + 1}/{repeats}: {off[-1]:.1f} µs, watched {on[-1]:.1f} µs", file=sys.stderr)
+    rows = []
+    for title, found in (("in peace", quiet), (f"{POLICIES:,} policies rewritten, and scraped", loud)):
+        cuts = statistics.quantiles(found, n=1000)
+        rows.append([title, f"{cuts[499]:.0f}", f"{cuts[989]:.0f}", f"{cuts[998]:.0f}"])
+    ratios = [more / less for more, less in zip(on, off, strict=True)]
+    costs = [
+        ["neither history, nor scrapes, nor a follower", f"{statistics.median(off):.1f}", "1.00"],
+        ["all three", f"{statistics.median(on):.1f}", f"{statistics.median(ratios):.2f}"],
+    ]
+    return (
+        f"Time to answer at {rate:,} queries/s, µs\n\n{markdown(['', 'p50', 'p99', 'p99.9'], rows)}\n\n"
+        f"CPU a query at {rate:,} queries/s, µs, all processes\n\n{markdown(['', 'µs', 'ratio'], costs)}"
+    )
+
+
+def main() -> int:
+    """Exit code 0; 1 if a run failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.disturbed", description=__doc__)
+    parser.add_argument("--rate", type=int, default=1_000, help="queries a second; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=2, help="default: %(default)s")
+    options = parser.parse_args()
+    try:
+        with tempfile.TemporaryDirectory(prefix="egressd-bench-") as folder, Place(Path(folder)) as place:
+            text = report(place, options.rate, options.repeats)
+    except BenchmarkError as error:
+        print(f"benchmark failed: {error}", file=sys.stderr)
+        return 1
+    print(f"Machine: {describe_machine()}\nPods: {SELECTED} asks {UPSTREAM}\n\n{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

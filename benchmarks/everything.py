@@ -1,0 +1,97 @@
+"""Every benchmark after another, and one page of what they found: `make bench`.
+
+    python -m benchmarks.everything --write benchmarks/RESULTS.md            (root)
+
+Each is a program of its own, as it can be run by hand; what it prints is a section of the page. One that fails leaves
+the page as it was. It takes about half an hour, and wants the machine for itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+
+PLOT: Final = "growth.svg"
+
+
+class Section(NamedTuple):
+    """One benchmark: its heading, its module and arguments, and what a reader should know first."""
+
+    title: str
+    command: tuple[str, ...]
+    words: str
+
+
+SECTIONS: Final = (
+    Section(
+        "What a query costs",
+        ("benchmarks",),
+        "Each peer is fresh for each run, in network namespaces of its own. egressd does with each query what none of"
+        " the others does: it knows the pod, judges the name by its policies, opens the addresses in the kernel before"
+        " it answers, and writes an audit record. `egressd` has its hot path compiled from the very source that"
+        " `egressd-interpreted` runs as it is.",
+    ),
+    Section(
+        "What a pod waits",
+        ("benchmarks.latency",),
+        "The same questions at a fixed rate, straight to the upstream and through egressd. The upstream is one hop away"
+        " and answers out of thin air, so that hardly anything but the way itself is measured.",
+    ),
+    Section(
+        "What else happens meanwhile",
+        ("benchmarks.disturbed",),
+        "Policies are reloaded and metrics scraped while pods ask; then everybody watches.",
+    ),
+    Section(
+        "What a packet costs",
+        ("benchmarks.packets",),
+        "CPU is what the whole machine was busy with; the sender's and the server's part is in it, the same for all.",
+    ),
+    Section("How cost grows", ("benchmarks.growth",), f"![curves of the tables below]({PLOT})"),
+    Section(
+        "What a cluster costs a node",
+        ("benchmarks.kubernetes_start",),
+        "A small API server (the tests' own), the real daemon.",
+    ),
+)
+
+
+def run(section: Section, extra: list[str], folder: Path) -> str:
+    """The section's text. Raises `CalledProcessError`; what went wrong is on standard error by then."""
+    plot = ["--plot", str(folder / PLOT)] if section.command[0] == "benchmarks.growth" else []
+    command = [sys.executable, "-m", *section.command, *plot, *extra]
+    print(f"== {section.title}: python -m {' '.join(command[2:])}", file=sys.stderr, flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return f"## {section.title}\n\n{section.words}\n\n{done.stdout.strip()}\n"
+
+
+def main() -> int:
+    """Exit code 0; 1 if one of them failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.everything", description=__doc__)
+    modules = {section.command[0]: section for section in SECTIONS}
+    parser.add_argument("--only", nargs="+", choices=list(modules), default=list(modules), help="default: all")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page there")
+    parser.add_argument("cpu", nargs=argparse.REMAINDER, help="after --: handed on to `python -m benchmarks`")
+    options = parser.parse_args()
+    folder = (options.write or Path(__file__)).parent
+    parts = ["# What egressd costs\n\nWritten by `make bench`.\n"]
+    for name in options.only:
+        extra = [word for word in options.cpu if word != "--"] if name == "benchmarks" else []
+        try:
+            parts.append(run(modules[name], extra, folder))
+        except subprocess.CalledProcessError as error:
+            print(f"benchmark failed: {name} ended with {error.returncode}", file=sys.stderr)
+            return 1
+    text = "\n".join(parts)
+    if options.write:
+        options.write.write_text(text)
+    else:
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
