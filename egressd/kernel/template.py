@@ -234,6 +234,7 @@ def _egress(settings: Settings, names: Mapping[str, str]) -> Chain:
         _rule("queries taken by chain intercept", mark_has(settings.firewall.intercept_mark), ACCEPT),
         *_twice(_cut_outward),
         *_twice(_cut_inward),
+        *(_queries_afresh(names) if settings.dns.when_down == "Block" else ()),
         _rule("judged when it was new", ESTABLISHED, ACCEPT),
         *_twice(
             lambda f: _rule(
@@ -267,6 +268,20 @@ def _forgotten(group: int) -> Chain:
 
 def _spoofed(f: Family) -> Rule:
     return _rule("a pod's address from where the pod is not", matches(f, SADDR, f"known{f.number}"), ELSEWHERE, DROP)
+
+
+def _queries_afresh(names: Mapping[str, str]) -> tuple[Rule, ...]:
+    """A query that nobody took is one, though its flow began when queries passed on (`when_down: Bypass`)."""
+    comment = "a query nobody took: judged afresh, whatever conntrack says"
+
+    def judge(protocol: int) -> Callable[[Family], Rule]:
+        def one(f: Family) -> Rule:
+            resolvers = matches(f, DADDR, _name(names, f"resolvers{f.number}"))
+            return _rule(comment, resolvers, dport(protocol, 53), vmap(f, SADDR, f"pods{f.number}"))
+
+        return one
+
+    return (*_twice(judge(UDP)), *_twice(judge(TCP)))
 
 
 def _cut_outward(f: Family) -> Rule:

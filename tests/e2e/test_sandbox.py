@@ -216,15 +216,16 @@ def test_ctrl_c_goes_to_the_command(machine: Node) -> None:
     """Ctrl-C on the terminal interrupts the command; the filter stays up for what the command still does."""
     master, slave = pty.openpty()
     script = "trap 'curl -sS http://api.example.com/; exit 9' INT; tty; echo ready; while :; do sleep 0.1; done"
-    argv = ["setsid", "--ctty", "--wait", *SANDBOX, *ALLOWED, "sh", "-c", script]
+    heeded = ["env", "--default-signal=INT"]  # a shell cannot trap what was ignored before it, as in the background
+    argv = [*heeded, "setsid", "--ctty", "--wait", *SANDBOX, *ALLOWED, "sh", "-c", script]
     process = machine.popen(argv, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     text = ""
     with contextlib.suppress(OSError):  # EIO: nobody has the terminal open any more
         while more := os.read(master, 4096).decode():
-            if "ready" in more:
+            asked, text = "ready" in text, text + more
+            if not asked and "ready" in text:
                 os.write(master, b"\x03")
-            text += more
     os.close(master)
     assert (process.wait(PATIENCE_S), OK in text, "not a tty" in text) == (9, True, False), text
 

@@ -291,6 +291,21 @@ def test_resolvers_are_reached_while_nobody_intercepts(node: KernelNode, resolve
     assert node.tcp(node.web, resolver, 53) == "refused"
 
 
+@RESOLVERS
+def test_a_flow_of_before_resolves_nothing(node: KernelNode, resolver: str) -> None:
+    """Once `when_down` says `Block`, a socket that got answers while queries passed on gets none any more."""
+    node.install(world(EMPTY))
+    server, client = node.udp_server(resolver, 53), node.udp_client(node.web, resolver, 53)
+    client.send(b"before")
+    data, sender = server.recvfrom(100)
+    server.sendto(data, sender)
+    assert client.recv(100) == b"before"
+    node.install(world(EMPTY), replace(SETTINGS, dns=replace(SETTINGS.dns, when_down="Block")))
+    client.send(b"after")
+    with pytest.raises(OSError, match=r"refused|denied|route|prohibited"):
+        client.recv(100)
+
+
 def test_link_traffic_is_never_judged(node: KernelNode) -> None:
     """Neighbour discovery and link multicast pass, whatever the policy; the same message to a far address does not."""
     node.install(world(EMPTY), replace(SETTINGS, in_cluster="Enforce"))
