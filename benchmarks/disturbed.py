@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from benchmarks.cpu import describe_machine, usage
+from benchmarks.cpu import describe_machine, spent_s
 from benchmarks.latency import NAMES, POPULAR, latencies_us
 from benchmarks.peers import Egressd
 from benchmarks.place import SELECTED, UPSTREAM, BenchmarkError, Place
@@ -31,6 +31,8 @@ from benchmarks.table import markdown
 POLICIES: Final = 1_000
 RULES: Final = 20
 SECONDS: Final = 20
+SETTLED_S: Final = 12.0
+"""After a start: until all policies are known, and what history notes of them is written."""
 REWRITE_EVERY_S: Final = 2.0
 SCRAPE_EVERY_S: Final = 1.0
 
@@ -146,15 +148,15 @@ def cpu_us(place: Place, rate: int, *, seen: bool) -> float:
     peer.start(place, cached=True)
     names = [number % POPULAR for number in range(rate * SECONDS)]
     try:
-        time.sleep(3.0)
+        time.sleep(SETTLED_S)
         latencies_us(place, rate, names[: rate * 5])
         with ExitStack() as stack:
             if seen:
                 stack.enter_context(followed(place, peer))
                 stack.enter_context(again_and_again(SCRAPE_EVERY_S, lambda: scrape(place, peer)))
-            before = usage(peer.pids())
+            before = spent_s(peer.pids())
             answered = len(latencies_us(place, rate, names))
-            return usage(peer.pids()).since(before).total / answered * 1e6
+            return (spent_s(peer.pids()) - before) / answered * 1e6
     finally:
         peer.stop(place)
 
