@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +21,7 @@ from egressd.agent.child import AuditQueue, Beginning, Child
 from egressd.agent.descriptors import Descriptors
 from egressd.agent.enforcement import Enforcement
 from egressd.agent.flows import Flows
+from egressd.agent.periodic import every
 from egressd.agent.preflight import check
 from egressd.agent.reports import Reports
 from egressd.agent.roster import Roster
@@ -108,11 +108,11 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, lambda: self.child.send(link.Reload()))
         await self.child.adopt(beginning)
         timers = [
-            loop.create_task(_every(HEARTBEAT_S, self._beat)),
-            loop.create_task(_every(TICK_S, self._tick)),
-            loop.create_task(_every(FLUSH_S, self.child.flush)),
-            loop.create_task(_every(MINUTE_LOOK_S, self._second)),
-            loop.create_task(_every(STATS_S, self._tell_stats)),
+            loop.create_task(every(HEARTBEAT_S, self._beat)),
+            loop.create_task(every(TICK_S, self._tick)),
+            loop.create_task(every(FLUSH_S, self.child.flush)),
+            loop.create_task(every(MINUTE_LOOK_S, self._second)),
+            loop.create_task(every(STATS_S, self._tell_stats)),
         ]
         self.watchdog.start()
         await self._stop.wait()
@@ -394,13 +394,3 @@ class Daemon:
 
     def _dropped_line(self, count: int) -> bytes:
         return self.renderer.dropped_line(count, time.time())
-
-
-async def _every(period_s: float, action: Callable[[], None]) -> None:
-    """Run `action` each period; an error is logged and the next period comes all the same."""
-    while True:
-        try:
-            action()
-        except Exception:
-            log.exception("a periodic task failed")
-        await asyncio.sleep(period_s)
