@@ -48,7 +48,7 @@ SECTIONS: Final = (
     Section(
         "What a packet costs",
         ("benchmarks.packets",),
-        "CPU is what the whole machine was busy with; the sender's and the server's part is in it, the same for all.",
+        "CPU is the sender's, in whose time the kernel forwards; its own part is in it, the same for all.",
     ),
     Section("How cost grows", ("benchmarks.growth",), f"![curves of the tables below]({PLOT})"),
     Section(

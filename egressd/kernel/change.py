@@ -40,7 +40,7 @@ from egressd.kernel.elements import (
     interval_elements,
     renew_elements,
 )
-from egressd.kernel.expr import NF_ACCEPT, NFT_GOTO, verdict_data
+from egressd.kernel.expr import IPV4, IPV6, NF_ACCEPT, NFT_GOTO, verdict_data
 from egressd.kernel.netlink import Message, blob, nested, string
 from egressd.kernel.sets import SetSpec, create_set, delete_set, grant_set, named, plan_sets, rule_set, split_name
 from egressd.kernel.state import Installed, PodElement
@@ -55,6 +55,8 @@ __all__ = ["Change", "ChangeWriter", "Steps", "rule_message"]
 
 REVOKED_MS: Final = 600_000
 """How long a cut flow's other end is kept from opening it again: longer than any UDP conntrack entry or retry lives."""
+REVOKING_MS: Final = REVOKED_MS + 60_000
+"""How long packets are held against the revoked pairs: longer than any of these."""
 
 
 @dataclass(slots=True)
@@ -314,8 +316,13 @@ class ChangeWriter:
         out.undo.extend(_said(self._grants.withdraw(withdrawn), "delete grants"))
 
     def _revoke(self, pairs: Iterable[tuple[bytes, bytes]]) -> Iterator[Message]:
+        families = []
         for name, entries in _by_family(pairs).items():
             yield from _said(renew_elements(self._headers.named(name), entries), f"revoke in {name}")
+            family = IPV4 if name == "revoked4" else IPV6
+            families.append(element(bytes((family.protocol,)), lifetime_ms=REVOKING_MS))
+        if families:
+            yield from _said(renew_elements(self._headers.named("revoking"), families), "look for revoked pairs")
 
     def _pardon(self, pairs: Iterable[tuple[bytes, bytes]]) -> Iterator[Message]:
         """Add, delete: gone, whether or not it has run out meanwhile."""

@@ -29,6 +29,7 @@ __all__ = [
     "IPV4",
     "IPV6",
     "LINK_DISCOVERY",
+    "LOOPBACK",
     "NOTRACK",
     "NOT_ONLY_SYN",
     "NOT_TCP",
@@ -46,6 +47,7 @@ __all__ = [
     "UDP",
     "Family",
     "add_to",
+    "any_dport",
     "compare",
     "destination_prefix",
     "dport",
@@ -233,6 +235,11 @@ def dport(protocol: int, port: int) -> bytes:
     return _protocol(protocol) + payload(TRANSPORT_HEADER, 2, 2) + compare(port.to_bytes(2, "big"))
 
 
+def any_dport(port: int) -> bytes:
+    """`th dport 53`, whatever has a port there: two steps for a packet that has another."""
+    return payload(TRANSPORT_HEADER, 2, 2) + compare(port.to_bytes(2, "big"))
+
+
 def protocol_is(number: int) -> bytes:
     """`meta l4proto tcp`"""
     return _protocol(number)
@@ -243,6 +250,8 @@ def mark_has(bits: int) -> bytes:
     return meta(Meta.NFT_META_MARK) + masked(_host32(bits), _host32(0)) + compare(_host32(bits))
 
 
+LOOPBACK: Final = meta(Meta.NFT_META_IIF) + compare(_host32(1))
+"""`iif "lo"`: index 1 in each network namespace (LOOPBACK_IFINDEX of include/net/flow.h)."""
 TCP: Final = TCP_NUMBER
 UDP: Final = UDP_NUMBER
 NOT_TCP: Final = meta(Meta.NFT_META_L4PROTO) + compare(bytes((TCP_NUMBER,)), Cmp.NFT_CMP_NEQ)

@@ -218,6 +218,7 @@ NODE_SETS: Final = (
     *_node_sets(IPV4),
     *_node_sets(IPV6),
     SetSpec("heartbeat", SetKind(("nf_proto",), TIMEOUT), "renewed while queries are answered"),
+    SetSpec("revoking", SetKind(("nf_proto",), TIMEOUT), "families of which a pair is revoked"),
     PORTED,
 )
 """Everything but the instances' own sets, in the order of kernel.md."""

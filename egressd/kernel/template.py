@@ -9,7 +9,7 @@ interception stays bound to the heartbeat, so that queries are then refused at o
 process. `foreign: Answer` puts every address into the set of resolvers and changes no rule. A deny rule also closes
 addresses of the node itself; what no rule names there stays open (`in_cluster: Allow`). Port 53 is never let through
 merely because it is in the cluster: another resolver would be a way around. A spoofed source is looked for in new
-flows only: established traffic costs one rule.
+flows only. What an established packet passes is kept short: a port, a mark, whether anything at all is revoked.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from egressd.kernel.expr import (
     IPV4,
     IPV6,
     LINK_DISCOVERY,
+    LOOPBACK,
     NOT_ONLY_SYN,
     NOT_TCP,
     NOTRACK,
@@ -47,6 +48,7 @@ from egressd.kernel.expr import (
     UDP,
     Family,
     add_to,
+    any_dport,
     destination_prefix,
     dport,
     family_in,
@@ -92,6 +94,7 @@ FLOOD_RATE_MAX: Final = 100_000_000
 """Above a tenth of the clock's resolution a limit means nothing (nft_limit.c counts nanoseconds)."""
 FLOODING, FORGOTTEN = "flooding", "forgotten"
 """Chains, and the words of their reports."""
+CUT: Final = "cut"
 FORGOTTEN_PER_SECOND: Final = 500
 INTERFACE_MAX: Final = 15
 """Characters of an interface's name (IFNAMSIZ less the NUL)."""
@@ -122,6 +125,7 @@ def base_chains(settings: Settings, names: Mapping[str, str] = NO_NAMES) -> tupl
         _flooding(group),
         _answers(settings.firewall.answer_mark),
         _egress(settings, names),
+        _cut(),
         _forgotten(group),
         *verdict_chains(settings),
     )
@@ -134,10 +138,7 @@ def _intercept() -> Chain:
     return Chain(
         "intercept",
         "DNS queries of pods are taken here, before conntrack and NAT",
-        (
-            _rule("", dport(UDP, 53), goto("queries")),
-            _rule("", dport(TCP, 53), goto("queries")),
-        ),
+        (_rule("", any_dport(53), goto("queries")),),
         Hook(PREROUTING, RAW),
     )
 
@@ -179,7 +180,7 @@ def _intercepted(settings: Settings) -> Chain:
 
     return Chain(
         "intercepted",
-        "to our socket with the address asked; passed on if there is none",
+        "to our socket with the address asked; passed on if there is none, or it is neither UDP nor TCP",
         (*_twice(over(protocol_is(UDP))), *_twice(over(ONLY_SYN)), *_twice(take(UDP)), *_twice(take(TCP))),
     )
 
@@ -230,12 +231,11 @@ def _checked(pattern: str) -> str:
 
 def _egress(settings: Settings, names: Mapping[str, str]) -> Chain:
     rules = (
-        _rule("the node talks to itself", interface("lo"), ACCEPT),
         _rule("queries taken by chain intercept", mark_has(settings.firewall.intercept_mark), ACCEPT),
-        *_twice(_cut_outward),
-        *_twice(_cut_inward),
+        _rule("some flows are cut", NOT_TCP, family_in("revoking"), jump(CUT)),
         *(_queries_afresh(names) if settings.dns.when_down == "Block" else ()),
         _rule("judged when it was new", ESTABLISHED, ACCEPT),
+        _rule("the node talks to itself", LOOPBACK, ACCEPT),
         *_twice(
             lambda f: _rule(
                 "no mid-stream pick-up towards a pod",
@@ -251,6 +251,11 @@ def _egress(settings: Settings, names: Mapping[str, str]) -> Chain:
         *_unknown_sources(settings, names, "a pod not known yet", "unidentified"),
     )
     return Chain("egress", "every packet of a pod, before NAT", rules, Hook(PREROUTING, BEFORE_NAT))
+
+
+def _cut() -> Chain:
+    """Passed only while anything is revoked: two look-ups for each packet that is not TCP's."""
+    return Chain(CUT, "revoked pairs, and whatever else", (*_twice(_cut_outward), *_twice(_cut_inward)))
 
 
 def _forgotten(group: int) -> Chain:
@@ -286,12 +291,12 @@ def _queries_afresh(names: Mapping[str, str]) -> tuple[Rule, ...]:
 
 def _cut_outward(f: Family) -> Rule:
     revoked = matches(f, SADDR_DADDR, f"revoked{f.number}")
-    return _rule("cut: judged afresh, whatever conntrack says", NOT_TCP, revoked, vmap(f, SADDR, f"pods{f.number}"))
+    return _rule("cut: judged afresh, whatever conntrack says", revoked, vmap(f, SADDR, f"pods{f.number}"))
 
 
 def _cut_inward(f: Family) -> Rule:
     revoked = matches(f, DADDR_SADDR, f"revoked{f.number}")
-    return _rule("cut: the other end does not open it again", NOT_TCP, revoked, ORIGINAL, DROP)
+    return _rule("cut: the other end does not open it again", revoked, ORIGINAL, DROP)
 
 
 def _link() -> tuple[Rule, ...]:

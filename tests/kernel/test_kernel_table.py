@@ -423,6 +423,17 @@ def test_a_lost_outcome_is_an_error_and_not_the_end(space: Space) -> None:
 # ------------------------------------------------------------------------------- heartbeat, reading back
 
 
+def test_packets_are_held_against_revoked_pairs_as_long_as_there_are_any(kernel: Kernel) -> None:
+    """The family of a revoked pair is marked with it, and longer than it lives; the other family is not."""
+    kernel.apply(world(plan()))
+    assert "elements" not in nft("list", "set", "inet", "egressd", "revoking")
+    kernel.apply(Change(revoked=[(packed(WEB6), packed("2001:db8:2::10"))]))
+    lives = {name: re.findall(r"timeout (\d+)m ", elements(name)) for name in ("revoked4", "revoked6", "revoking")}
+    assert lives == {"revoked4": [], "revoked6": ["10"], "revoking": ["11"]}
+    assert "ipv6" in elements("revoking")
+    assert "ipv4" not in elements("revoking")
+
+
 def test_the_heartbeat_lapses_by_itself(kernel: Kernel) -> None:
     """Each beat gives both families three seconds; without one they are gone."""
     for _ in range(3):
