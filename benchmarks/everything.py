@@ -37,8 +37,9 @@ SECTIONS: Final = (
     Section(
         "What a pod waits",
         ("benchmarks.latency",),
-        "The same questions at a fixed rate, straight to the upstream and through egressd. The upstream is one hop away"
-        " and answers out of thin air, so that hardly anything but the way itself is measured.",
+        "The same questions at a fixed rate, straight to the upstream and through egressd. The first upstream is one"
+        " hop away and answers out of thin air, so that hardly anything but the way itself is measured; the other is"
+        " a millisecond away, as a cluster's DNS on another node is.",
     ),
     Section(
         "What else happens meanwhile",
