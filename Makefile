@@ -42,7 +42,7 @@ fmt: dev ## put the code into form, and mend what ruff can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: root ## what egressd costs, side by side with others, as tables in benchmarks/RESULTS.md (root, half an hour)
+bench: root ## what egressd costs, side by side with others, as tables in benchmarks/RESULTS.md (root, 40 minutes)
 	@.ci/bootstrap bench
 	@$(BIN)/python -m benchmarks.everything --write benchmarks/RESULTS.md $(ARGS)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import socket
 import statistics
 import sys
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from benchmarks.build import installed_environment
 from benchmarks.cpu import describe_machine, tree, usage
 from benchmarks.place import BenchmarkError
 from egressd.lab import CLUSTER_CIDRS, POD_CIDRS, SERVICES, Daemon, Node, eventually, run_private
@@ -101,7 +103,7 @@ class Bench:
     def start(self) -> float:
         """Seconds from the program's start until it intercepts: an earlier life's heartbeat would say so too soon."""
         self.daemon.log_file.unlink(missing_ok=True)
-        all_of_it = f"ready: {self.pods} pods, {self.policies} policies"
+        all_of_it = f"ready: {self.pods} pods, "
         started = time.monotonic()
         self.daemon.start(wait=False)
         eventually(lambda: all_of_it in self.daemon.log(), timeout=120, what="ready")
@@ -207,6 +209,7 @@ def main() -> int:
     parser.add_argument("--events", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--edits", type=int, default=50, help="default: %(default)s")
     options = parser.parse_args()
+    os.environ.update(installed_environment())
 
     def measure() -> int:
         with Node("p2p") as node, tempfile.TemporaryDirectory() as folder:

@@ -13,12 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.build import compiled_environment
+from benchmarks.build import compiled_environment, installed_environment
 from benchmarks.cpu import tree
 from benchmarks.place import POD_CIDR, SELECTED, UNSELECTED, UPSTREAM, BenchmarkError, Place
 from benchmarks.workloads import Workload
 
-__all__ = ["Egressd", "Peer", "count_elements"]
+__all__ = ["Egressd", "Peer", "config_map", "count_elements", "pod"]
 
 READY_WITHIN = 30.0
 """Seconds from the start of a peer to its first right answer."""
@@ -102,7 +102,7 @@ class Egressd(Peer):
         log.unlink(missing_ok=True)
         settings = home / "egressd.yaml"
         settings.write_text(json.dumps(self._settings(home, objects, log, cached)))
-        self.environment = compiled_environment() if self.compiled else None
+        self.environment = compiled_environment() if self.compiled else installed_environment()
         return [sys.executable, "-m", "egressd", "run", "--config", str(settings)]
 
     def opened(self, place: Place) -> int:
@@ -134,21 +134,27 @@ class Egressd(Peer):
 
     @staticmethod
     def _objects() -> list[dict[str, object]]:
-        policy = {
+        policy: dict[str, object] = {
             "subject": {"podSelector": {"matchLabels": {"app": "web"}}},
             "allow": [{"name": "bench", "to": ["*.allowed.bench.example"], "ports": ["443/TCP"]}],
         }
-        labels = {"egressd.io/policy": "true"}
-        config_map: dict[str, object] = {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": "web-egress", "namespace": "shop", "labels": labels},
-            "data": {"policy.yaml": json.dumps(policy)},
-        }
-        return [config_map, _pod("web-0", SELECTED, {"app": "web"}), _pod("free-0", UNSELECTED, {"app": "free"})]
+        web, free = pod("web-0", SELECTED, {"app": "web"}), pod("free-0", UNSELECTED, {"app": "free"})
+        return [config_map("web-egress", policy), web, free]
 
 
-def _pod(name: str, address: str, labels: dict[str, str]) -> dict[str, object]:
+def config_map(name: str, policy: dict[str, object]) -> dict[str, object]:
+    """A policy as an object of namespace shop."""
+    metadata = {"name": name, "namespace": "shop", "labels": {"egressd.io/policy": "true"}}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "data": {"policy.yaml": json.dumps(policy)},
+    }
+
+
+def pod(name: str, address: str, labels: dict[str, str]) -> dict[str, object]:
+    """A running pod of namespace shop on this node."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",

@@ -6,6 +6,7 @@ Namespaces have no names: each is held by one sleeping process, and all processe
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["DNSMASQ", "NODE", "POD_CIDR", "SELECTED", "UNSELECTED", "UPSTREAM", "BenchmarkError", "Place"]
+__all__ = [
+    "DNSMASQ",
+    "NODE",
+    "POD_CIDR",
+    "SELECTED",
+    "UNSELECTED",
+    "UPSTREAM",
+    "WIDE",
+    "WIDE_NAMES",
+    "WIDE_ZONE",
+    "BenchmarkError",
+    "Place",
+]
 
 NODE = "10.244.0.1"
 POD_CIDR = "10.244.0.0/24"
@@ -27,6 +40,12 @@ UPSTREAM_GATEWAY = "192.0.2.1"
 ALLOWED_RANGE = "198.18.0.0,198.18.255.255"  # RFC 2544: addresses set aside for benchmarks
 OTHER_RANGE = "198.19.0.0,198.19.255.255"
 DENIED_RANGE = "198.19.0.0,198.19.255.255"
+WIDE_ZONE = "four.allowed.bench.example"
+"""Names with four addresses each, as those of a large store or a CDN."""
+WIDE = 4
+WIDE_NAMES = 16_384
+"""As many as the first range has quadruples of addresses; and twice as many elements take `nft` so long to list that
+the next transaction interrupts it, and it begins anew."""
 
 DNSMASQ = [
     *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"),
@@ -132,11 +151,12 @@ class Place:
         self.run(place, "ip", "link", "set", "eth0", "up")
 
     def _start_upstream(self) -> None:
-        """Answers n-0 … n-65535 of each zone, each with an address of its own, out of thin air and in C."""
+        """Answers n-0 … n-65535 of each zone, each with an address of its own, out of thin air and in C; and n-0 …
+        n-16383 of another with four, from a file, in an order that changes with each answer."""
         zones = {"allowed": ALLOWED_RANGE, "other": OTHER_RANGE, "denied": DENIED_RANGE}
         command = [*DNSMASQ, "--cache-size=0", "--local-ttl=300", f"--listen-address={UPSTREAM}"]
         command += [f"--synth-domain={zone}.bench.example,{span},n-*" for zone, span in zones.items()]
-        command += ["--local=/bench.example/"]
+        command += ["--local=/bench.example/", f"--addn-hosts={self._write_wide()}"]
         process = self.start("upstream", command, "upstream.log")
         self._stack.callback(self.stop, process)
         question = ["dig", f"@{UPSTREAM}", "n-0.other.bench.example", "+time=1", "+tries=1"]
@@ -145,3 +165,13 @@ class Place:
                 return
             time.sleep(0.1)
         raise BenchmarkError(f"the upstream does not answer: {(self.folder / 'upstream.log').read_text()}")
+
+    def _write_wide(self) -> Path:
+        """Addresses and names of the zone with four of each, as hosts(5) has them."""
+        file = self.folder / "hosts"
+        first = int.from_bytes(socket.inet_aton("198.18.0.0"), "big")
+        with file.open("w") as lines:
+            for number in range(WIDE * WIDE_NAMES):
+                address = socket.inet_ntoa((first + number).to_bytes(4, "big"))
+                lines.write(f"{address} n-{number // WIDE}.{WIDE_ZONE}\n")
+        return file

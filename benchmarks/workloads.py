@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
-from benchmarks.place import SELECTED, UNSELECTED, BenchmarkError, Place
+from benchmarks.place import SELECTED, UNSELECTED, WIDE, WIDE_NAMES, BenchmarkError, Place
 
-__all__ = ["MAX_QUERIES", "WORKLOADS", "Load", "Run", "Workload", "run_load"]
+__all__ = ["MAX_QUERIES", "POPULAR", "WORKLOADS", "Load", "Run", "Workload", "run_load"]
 
 NAMES = 65_536
 """Names of a zone: one address each (place.py)."""
@@ -35,14 +35,24 @@ class Workload:
     cached: bool = False
     """Whether answers may come from the peer's cache; else each query is forwarded."""
     tcp: bool = False
+    addresses: int = 1
+    """How many each answer has."""
 
     def questions(self, count: int) -> Iterable[str]:
-        """`count` lines of a dnsperf query file."""
-        return (f"n-{number % self.distinct}.{self.zone}.bench.example A" for number in range(count))
+        """`count` lines of a dnsperf query file; fewer where so many names are not there to be new."""
+        return (f"n-{number % self.distinct}.{self.zone}.bench.example A" for number in range(self.most(count)))
+
+    def most(self, count: int) -> int:
+        """How many of `count` queries are asked: those of names asked once, at most as many as were not warmed up."""
+        return count if self.distinct <= POPULAR else min(count, self.distinct - WARM_NAMES)
+
+    def opens(self, count: int) -> int:
+        """How many addresses are to be open after `count` queries."""
+        return min(self.most(count), self.distinct) * self.addresses if self.zone.endswith("allowed") else 0
 
     def warm_up(self) -> Iterable[str]:
         """Questions asked before the measurement: the popular names, or names that it will not ask."""
-        first = 0 if self.distinct <= POPULAR else MAX_QUERIES
+        first = 0 if self.distinct <= POPULAR else self.distinct - WARM_NAMES
         return islice(
             (f"n-{first + number}.{self.zone}.bench.example A" for number in range(WARM_NAMES)), self.distinct
         )
@@ -51,6 +61,8 @@ class Workload:
 WORKLOADS = (
     Workload("allowed-new", "allowed, new name and address", SELECTED, "allowed", NAMES),
     Workload("allowed-known", "allowed, known name", SELECTED, "allowed", POPULAR),
+    Workload("four-new", "allowed, new name, four new addresses", SELECTED, "four.allowed", WIDE_NAMES, addresses=WIDE),
+    Workload("four-known", "allowed, known name, four addresses", SELECTED, "four.allowed", POPULAR, addresses=WIDE),
     Workload("denied", "denied, distinct names", SELECTED, "denied", NAMES, "NXDOMAIN"),
     Workload("popular", "forwarded without policy, popular names", UNSELECTED, "other", POPULAR),
     Workload("distinct", "forwarded without policy, distinct names", UNSELECTED, "other", NAMES),

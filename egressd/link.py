@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from egressd.errors import LinkError
-from egressd.model import PodIdentity, Policy
+from egressd.model import PodIdentity, Policy, Ports
 from egressd.settings import Settings
 
 __all__ = [
@@ -62,12 +62,14 @@ class PodEntry(msgspec.Struct, frozen=True):
 
 
 class Update(msgspec.Struct, frozen=True, tag=True):
-    """One change, applied in one kernel transaction. Pods name only policies said in this or an earlier update."""
+    """A change, or one slice of a large one. Pods name only policies said in this or an earlier update."""
 
     policies: tuple[Policy, ...] = ()
     gone_policies: tuple[str, ...] = ()
     pods: tuple[PodEntry, ...] = ()
     gone_pods: tuple[bytes, ...] = ()
+    more: bool = False
+    """The next update goes on with the same change: nothing of it comes into force before the last of them is here."""
 
 
 class Synced(msgspec.Struct, frozen=True, tag=True):
@@ -92,6 +94,9 @@ class Lines(msgspec.Struct, frozen=True, tag=True):
 
     data: bytes
     count: int
+    kinds: tuple[int, ...] = ()
+    """Of each line a number that it shares with lines alike to history (audit/lines.py), 0 where there is none; may be
+    left out."""
 
 
 class Reload(msgspec.Struct, frozen=True, tag=True):
@@ -157,28 +162,51 @@ def encode(message: Down | Up) -> bytes:
 
 
 class Frames:
-    """Cuts a byte stream into messages of one direction; sans-IO."""
+    """Cuts a byte stream into messages of one direction, all that came or one at a time; sans-IO."""
 
     def __init__(self, direction: Any) -> None:
         self._decoder = msgspec.msgpack.Decoder(direction)
         self._buffer = bytearray()
+        self._start = 0
+        """Where in the buffer the next frame begins."""
 
     def feed(self, data: bytes) -> list[Any]:
         """The messages that `data` completes. Raises `LinkError` for a frame too long or not understood."""
-        buffer = self._buffer
-        buffer += data
-        messages = []
-        start = 0
-        while len(buffer) - start >= 4:
-            length = int.from_bytes(buffer[start : start + 4], "big")
-            if length > MAX_FRAME:
-                raise LinkError(f"a frame of {length} octets; at most {MAX_FRAME} are taken")
-            if len(buffer) - start - 4 < length:
-                break
-            try:
-                messages.append(self._decoder.decode(memoryview(buffer)[start + 4 : start + 4 + length]))
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # the latter for text that is not UTF-8
-                raise LinkError(f"a frame that is not understood: {error}") from error
-            start += 4 + length
-        del buffer[:start]
+        self.put(data)
+        messages: list[Any] = []
+        while (message := self.take()) is not None:
+            messages.append(message)
         return messages
+
+    def put(self, data: bytes) -> None:
+        """Take in what came; `take` understands it, a message at a time."""
+        self._buffer += data
+
+    def take(self) -> Any:
+        """The next message, or None until more has come. Raises `LinkError` for a frame too long or not understood."""
+        buffer, start = self._buffer, self._start + 4
+        length = int.from_bytes(buffer[self._start : start], "big")
+        if length > MAX_FRAME:
+            raise LinkError(f"a frame of {length} octets; at most {MAX_FRAME} are taken")
+        if len(buffer) < start + length:
+            del buffer[: self._start]
+            self._start = 0
+            return None
+        try:
+            message = self._decoder.decode(memoryview(buffer)[start : start + length])
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # the latter for text that is not UTF-8
+            raise LinkError(f"a frame that is not understood: {error}") from error
+        self._start = start + length
+        if isinstance(message, Update):
+            _share(message.policies)
+        return message
+
+
+def _share(policies: tuple[Policy, ...]) -> None:
+    """Have equal ports and equal names of rules be one value. As they are decoded, each rule has its own: half of what
+    policies take up in memory."""
+    known: dict[Ports | str, Any] = {}
+    for policy in policies:
+        for rule in (*policy.allow, *policy.deny):
+            for field, value in (("ports", rule.ports), ("name", rule.name)):
+                object.__setattr__(rule, field, known.setdefault(value, value))  # frozen, but nobody has it yet

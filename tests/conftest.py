@@ -7,6 +7,7 @@ mount or process that a test makes can outlive it or reach the machine.
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -51,8 +52,13 @@ table {family} kube-proxy {{
 """
 
 
+BYTE_CODE = Path(__file__).resolve().parent.parent / ".venv" / "bytecode"
+
+
 def pytest_configure() -> None:
-    """Enter the private world, or end the run saying why not."""
+    """Enter the private world, or end the run saying why not. Daemons keep byte code, as an installed one has it."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(BYTE_CODE))
     try:
         enter_private()
     except EnvironmentProblem as problem:

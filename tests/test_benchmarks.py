@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import growth, packets
+from benchmarks import growth, memory, packets
 from benchmarks.cpu import Usage, tree, usage
 from benchmarks.place import BenchmarkError
 from benchmarks.table import Sample, markdown, measure_table, ratio_table
-from benchmarks.workloads import MAX_QUERIES, WORKLOADS, read_report
+from benchmarks.workloads import MAX_QUERIES, POPULAR, WORKLOADS, read_report
 
 REPORT = """
   Queries sent:         1000
@@ -43,6 +43,20 @@ def test_cpu_of_a_process_tree_is_counted() -> None:
     assert usage([process.pid]) == Usage(0, 0)
 
 
+def test_memory_of_two_counts_shared_pages_once() -> None:
+    """What one process holds is what its pages come to; a fork of it that touches nothing adds next to nothing."""
+    program = "import os; block = b'x' * (32 << 20); pid = os.fork(); print(pid or '', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        lines = sorted([process.stdout.readline(), process.stdout.readline()])
+        pids = [process.pid, int(lines[1])]
+        one, both = memory.held(pids[0]), memory.together(pids)
+        assert memory.together(pids[:1]).rss == pytest.approx(one.rss, rel=0.05)
+        assert both.rss < one.rss + 16 < memory.held(pids[1]).rss + one.rss
+        assert both.pss == pytest.approx(sum(memory.held(pid).pss for pid in pids), rel=0.05)
+        process.communicate(b"\n\n", timeout=60)
+
+
 def test_report_of_the_expected_answers_is_read() -> None:
     """Count, rate and latency come out of a dnsperf report."""
     run = read_report(REPORT.format(completed=1000, codes="NOERROR 1000 (100.00%)"), WORKLOADS[0])
@@ -68,8 +82,8 @@ def test_warm_up_leaves_new_names_new() -> None:
     """No name of a workload about new names is asked before its measurement."""
     for workload in WORKLOADS:
         asked = set(workload.questions(MAX_QUERIES))
-        assert asked.isdisjoint(workload.warm_up()) == (workload.distinct > MAX_QUERIES), workload.name
-        assert len(asked) == min(workload.distinct, MAX_QUERIES)
+        assert asked.isdisjoint(workload.warm_up()) == (workload.distinct > POPULAR), workload.name
+        assert len(asked) == min(workload.distinct, workload.most(MAX_QUERIES))
 
 
 def test_ratios_are_taken_within_a_repeat() -> None:
@@ -91,11 +105,12 @@ def test_table_is_markdown() -> None:
 def test_benchmark_runs() -> None:
     """The whole of it, small: namespaces, upstream, dnsmasq with its set, dnsperf, tables."""
     command = [sys.executable, "-m", "benchmarks", "--repeats", "1", "--queries", "4000"]
-    command += ["--peers", "dnsmasq", "dnsmasq-nftset", "--workloads", "allowed-new", "denied"]
+    command += ["--peers", "dnsmasq", "dnsmasq-nftset", "--workloads", "allowed-new", "four-new", "denied"]
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
-    assert "| allowed, new name and address |" in done.stdout
+    assert "| allowed, new name and address " in done.stdout
+    assert "| allowed, new name, four new addresses |" in done.stdout
 
 
 def test_packet_ratios_are_to_conntrack_alone() -> None:
@@ -104,7 +119,7 @@ def test_packet_ratios_are_to_conntrack_alone() -> None:
     own = [packets.Cost(1100.0, 60.0, 16_000.0), packets.Cost(2200.0, 120.0, 8_000.0)]
     text = packets.report({packets.BASE: base, "egressd": own})
     assert "| egressd   |        1650 | 1.10 (1.10-1.10) |" in text
-    assert text.rstrip().endswith("| 1.25 (1.25-1.25) |")
+    assert text.rstrip().endswith("|            90.0 | 1.20 (1.20-1.20) |         12000 |")
 
 
 def test_growth_is_told_as_tables_and_curves(tmp_path: Path) -> None:

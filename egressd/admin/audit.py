@@ -20,8 +20,8 @@ __all__ = ["NDJSON", "serve_audit"]
 NDJSON: Final = "application/x-ndjson"
 PATIENCE_S: Final = 1.0
 """Seconds of silence after which a follower's connection is looked at."""
-SLICE: Final = 64 * 1024
-"""Octets written at a time: a slow reader is then noticed early."""
+SLICE: Final = 128 * 1024
+"""Octets written at a time: a slow reader is then noticed early, and a batch is one write as a rule."""
 
 _searching: Final = asyncio.Semaphore(2)
 """Searches at a time; each is a thread that reads whole files."""
@@ -61,18 +61,18 @@ async def _follow(
     request: web.Request, facts: Facts, wanted: Filter, limit: int, follower: Follower
 ) -> web.StreamResponse:
     before = await _written(facts, wanted, limit)
+    known, both = set(before), len(follower)  # lines are told first and written then: these batches may be in both
     response = web.StreamResponse(headers={"Content-Type": NDJSON})
     await response.prepare(request)
     await _send(response, b"".join(line + b"\n" for line in before))
-    known = set(before[-256:])  # what was written and told at the same moment
     while request.transport is not None and not request.transport.is_closing():
         data, lost = await follower.take(PATIENCE_S)
         if lost:
             await response.write(_lost_line(lost, facts.settings.node))
-        if data and (known or not wanted.everything):
-            lines = [line for line in data.splitlines() if line not in known and wanted.takes(line)]
-            data = b"".join(line + b"\n" for line in lines)
-        await _send(response, data)
+        if data and both > 0:
+            data = b"".join(line + b"\n" for line in data.splitlines() if line not in known)
+            both -= 1
+        await _send(response, data if wanted.everything else wanted.among(data))
         await asyncio.sleep(0)  # the link comes before any reader
     return response
 

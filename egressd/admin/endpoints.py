@@ -106,21 +106,19 @@ async def _pods(_request: web.Request, facts: Facts, values: Values) -> web.Resp
 
 async def _policies(_request: web.Request, facts: Facts, values: Values) -> web.Response:
     limit, wanted = values["limit"], values["namespace"]
-    names = [name for name in views.policy_names(facts) if wanted in {None, name.partition("/")[0]}]
-    pods = views.selected(facts)
     uses = await facts.history.uses() if facts.history.on else {}
-    found = [
-        views.policy(
-            name,
-            facts.policies.get(name),
-            facts.conditions.get(name, ()),
-            facts.refused.get(name, ()),
-            pods[name],
-            uses,
-        )
-        for name in names[:limit]
-    ]
-    return _json(shapes.Policies(found, len(names) > limit))
+    in_force, conditions, refused, pods = facts.policies, facts.conditions, facts.refused, views.selected(facts)
+    every = sorted({*in_force, *refused, *conditions})
+    names = [name for name in every if wanted in {None, name.partition("/")[0]}]
+
+    def made() -> shapes.Policies:
+        found = [
+            views.policy(name, in_force.get(name), conditions.get(name, ()), refused.get(name, ()), pods[name], uses)
+            for name in names[:limit]
+        ]
+        return shapes.Policies(found, len(names) > limit)
+
+    return await asyncio.to_thread(lambda: _json(made()))  # a thousand policies are a megabyte
 
 
 async def _grants(_request: web.Request, facts: Facts, values: Values) -> web.Response:
@@ -283,7 +281,8 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint(
         "/api/v1/map",
         "map",
-        "Which workload asked for and reached which names, by days, up to now; the last one unless `since` is given",
+        "Which workload asked for and reached which names, since a day ago unless `since` is given; by hours, but by "
+        "days where that is longer ago, or a midnight (UTC)",
         serve_map,
         shapes.Map,
         (query.since(), _NAMESPACE, query.number("limit", "edges at most", MAX_LISTED, 1, MAX_LISTED)),

@@ -33,6 +33,10 @@ class Follower:
         self._octets = 0
         self._filled = asyncio.Event()
 
+    def __len__(self) -> int:
+        """Batches that wait."""
+        return len(self._batches)
+
     def put(self, lines: Lines) -> int:
         """Hand over a batch; returns how many records it pushed out."""
         self._batches.append(lines)
@@ -51,7 +55,8 @@ class Follower:
         if not self._batches:
             self._filled.clear()
             try:
-                await asyncio.wait_for(self._filled.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._filled.wait()
             except TimeoutError:
                 return b"", 0
         lines = self._batches.popleft()
@@ -75,14 +80,15 @@ class Feed:
 
     @property
     def recent(self) -> bytes:
-        """The latest lines, oldest first."""
+        """The latest lines that were kept, oldest first."""
         return b"".join(self._recent)
 
-    def put(self, lines: Lines) -> None:
-        """Hand a batch to everyone; never waits."""
-        self._recent.append(lines.data)
-        self._octets += len(lines.data)
-        while self._octets > RECENT:
+    def put(self, lines: Lines, *, keep: bool = True) -> None:
+        """Hand a batch to everyone, and keep it for `recent` unless there is a file to read it from; never waits."""
+        if keep:
+            self._recent.append(lines.data)
+            self._octets += len(lines.data)
+        while self._octets > (RECENT if keep else 0):
             self._octets -= len(self._recent.popleft())
         for follower in self._followers:
             self.dropped += follower.put(lines)

@@ -77,6 +77,10 @@ class Filter:
             return False
         return self._suits(record)
 
+    def among(self, lines: bytes) -> bytes:
+        """Those of some lines that match."""
+        return b"".join(line + b"\n" for line in lines.splitlines() if self.takes(line))
+
     def _suits(self, record: _Line) -> bool:
         if self.verdict not in {None, record.verdict} or self.event not in {None, record.event}:
             return False

@@ -16,7 +16,7 @@ from egressd.model import PortSpan, Verdict, address_text
 from egressd.policy import block_text, ports_text
 from egressd.schema import Problem
 
-__all__ = ["grant", "moment", "pod", "policy", "policy_names", "selected", "status"]
+__all__ = ["grant", "moment", "pod", "policy", "selected", "status"]
 
 Raw = tuple[int, str, bytes, Sequence[Sequence[int]], float]
 """A grant as the data path says it: subject, name, address, ports, seconds left."""
@@ -92,11 +92,6 @@ def pod(raw: Mapping[str, Any], labels: Mapping[str, str]) -> shapes.Pod:
         addresses=[address_text(address) for address in raw["addresses"]],
         **{field: raw[field] for field in ("enforced", "exempt", "in_flight")},
     )
-
-
-def policy_names(facts: Facts) -> list[str]:
-    """Every policy that is in force, refused, or known by its conditions."""
-    return sorted({*facts.policies, *facts.refused, *facts.conditions})
 
 
 def selected(facts: Facts) -> Counter[str]:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import logging
 import os
 import sys
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from egressd import link
-from egressd.agent.child import Beginning, spawn
 from egressd.agent.descriptors import raise_limit
+from egressd.agent.spawn import spawn
 from egressd.errors import EgressError, LinkError
 
 if TYPE_CHECKING:
     import socket
+    import subprocess
 
-    from egressd.settings import Settings
+    from egressd import link
+    from egressd.agent.child import Beginning
+    from egressd.agent.daemon import Daemon
 
 __all__ = ["main"]
 
 EXIT_ENVIRONMENT = 3
-GC_THRESHOLDS = (50_000, 20, 1_000)
-"""The hot path makes no cycles: reference counts free what it allocates, and the collector walks the ledger seldom."""
 
 
 def main(arguments: list[str]) -> int:
@@ -32,35 +29,40 @@ def main(arguments: list[str]) -> int:
 
     `arguments` go to the control side as they are: it reads and checks the settings and sends them here ready-made.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="egressd: %(levelname)s: %(message)s")
     if os.geteuid() != 0:
         print("egressd: error: run needs root: it programs nftables; use sudo", file=sys.stderr)
         return EXIT_ENVIRONMENT
     raise_limit()
     process, sock = spawn(arguments)
-    import_module("egressd.agent.daemon")  # 0.3 s, while the control side takes longer to its first word
+    return _follow(process, sock, arguments)
+
+
+def _follow(process: subprocess.Popen[bytes], sock: socket.socket, arguments: list[str]) -> int:
+    """Get ready to serve while the control side gets ready to speak, which takes longer; then do what it says."""
+    from egressd import link
+    from egressd.agent.child import Beginning
+    from egressd.agent.daemon import Daemon
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="egressd: %(levelname)s: %(message)s")
     try:
-        frames, settings, backlog = _first_word(sock)
+        frames, first = _first_word(sock)
     except LinkError as error:
         process.wait()
         print(f"egressd: error: {error}", file=sys.stderr)
         return EXIT_ENVIRONMENT
-    if settings is None:
+    if not isinstance(first, link.Ready):
         process.wait()
-        return backlog[0].code if backlog else EXIT_ENVIRONMENT
-    return _serve(settings, arguments, Beginning(process, sock, frames, backlog))
+        return first.code if isinstance(first, link.Refused) else EXIT_ENVIRONMENT
+    return _serve(Daemon(first.settings, arguments), Beginning(process, sock, frames))
 
 
-def _serve(settings: Settings, arguments: list[str], beginning: Beginning) -> int:
+def _serve(daemon: Daemon, beginning: Beginning) -> int:
+    import asyncio
+
     import uvloop
 
-    from egressd.agent.daemon import Daemon
-
     async def life() -> None:
-        daemon = Daemon(settings, arguments)
-        gc.collect()
-        gc.freeze()  # what is loaded by now stays: the collector need not walk it again
-        gc.set_threshold(*GC_THRESHOLDS)
+        daemon.frost.begin()
         await daemon.run(beginning)
 
     try:
@@ -74,12 +76,13 @@ def _serve(settings: Settings, arguments: list[str], beginning: Beginning) -> in
     return 0
 
 
-def _first_word(sock: socket.socket) -> tuple[link.Frames, Settings | None, list[Any]]:
-    """Wait for the control side's settings; returns them and what came behind, or None and its refusal."""
+def _first_word(sock: socket.socket) -> tuple[link.Frames, link.Down]:
+    """Wait for the control side's settings, or its refusal; what came behind stays in the frames."""
+    from egressd import link
+
     frames = link.Frames(link.Down)
     while data := sock.recv(1 << 16):
-        messages = frames.feed(data)
-        if messages:
-            first, *rest = messages
-            return (frames, first.settings, rest) if isinstance(first, link.Ready) else (frames, None, [first])
+        frames.put(data)
+        if (message := frames.take()) is not None:
+            return frames, message
     raise LinkError("the control side ended before it said a word; its message is above")

@@ -8,86 +8,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import subprocess
-import sys
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from egressd import link
+from egressd.agent.spawn import spawn
+from egressd.agent.turns import Turns, Work
 from egressd.errors import LinkError
 
 if TYPE_CHECKING:
+    import socket
+    import subprocess
     from collections.abc import Callable
 
-__all__ = ["AuditQueue", "Beginning", "Child", "spawn"]
+    from egressd.agent.trail import AuditQueue
+
+__all__ = ["Beginning", "Child"]
 
 log = logging.getLogger("egressd.agent")
 
-BATCH_LINES: Final = 256
 OUTSTANDING: Final = 1 << 20
 """Octets handed to the socket pair and not yet taken by the child, above which lines wait in the queue."""
 BACKOFF_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class Beginning(NamedTuple):
-    """A control side just started, our end of the link to it, and what it has said so far."""
+    """A control side just started, our end of the link to it, and what has come from it so far."""
 
     process: subprocess.Popen[bytes]
     sock: socket.socket
     frames: link.Frames
-    backlog: list[Any]
-
-
-def spawn(arguments: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a control side; returns it and our end of the link. Raises `OSError` (no descriptor, no memory)."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with theirs:
-        command = [sys.executable, "-m", "egressd.control", "--fd", str(theirs.fileno()), *arguments]
-        try:
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)  # noqa: S603 - ourselves
-        except OSError:
-            ours.close()
-            raise
-    return process, ours
-
-
-class AuditQueue:
-    """Audit lines on their way to the control side: bounded in records, counted when dropped, never in the way."""
-
-    def __init__(self, size: int, dropped_line: Callable[[int], bytes]) -> None:
-        self.dropped = 0
-        self.size = size
-        self._lines: deque[bytes] = deque()
-        self._dropped_line = dropped_line
-        self._unsaid = 0
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def put(self, line: bytes) -> None:
-        if len(self._lines) >= self.size:
-            self.dropped += 1
-            self._unsaid += 1
-        else:
-            self._lines.append(line)
-
-    def take(self) -> link.Lines | None:
-        """The next batch, or None. What was dropped is said in a record of its own, as soon as there is room."""
-        if self._unsaid and len(self._lines) < self.size:
-            self._lines.append(self._dropped_line(self._unsaid))
-            self._unsaid = 0
-        count = min(BATCH_LINES, len(self._lines))
-        if not count:
-            return None
-        return link.Lines(b"".join([self._lines.popleft() for _ in range(count)]), count)
 
 
 class Child(asyncio.Protocol):
-    """Keeps a control side alive and the conversation with it going."""
+    """Keeps a control side alive and the conversation with it going.
+
+    What it says is heard in turns (turns.py), message after message; no more is read before all that has come is done.
+    """
 
     def __init__(
-        self, arguments: list[str], queue: AuditQueue, on_message: Callable[[Any], None], on_lost: Callable[[], None]
+        self, arguments: list[str], queue: AuditQueue, on_message: Callable[[Any], Work], on_lost: Callable[[], None]
     ) -> None:
         self.restarts = 0
         """Since it worked last."""
@@ -100,6 +59,7 @@ class Child(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._frames = link.Frames(link.Down)
+        self._turns = Turns(self._next, self._abort)
         self._closing = False
 
     @property
@@ -112,25 +72,41 @@ class Child(asyncio.Protocol):
         self._process = beginning.process
         self._frames = beginning.frames
         beginning.sock.setblocking(False)
-        for message in beginning.backlog:
-            self._on_message(message)
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_connection(lambda: self, sock=beginning.sock)
         self._transport = transport
+        self._turns.wake()
 
     # ------------------------------------------------------------------------------- asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
+        self._frames.put(data)
+        if self._transport is not None:
+            self._transport.pause_reading()
+        self._turns.wake()
+
+    def _next(self) -> Work | None:
+        """What the next message asks for; None until there is one, and then more may come."""
         try:
-            for message in self._frames.feed(data):
-                self._on_message(message)
+            message = self._frames.take()
         except LinkError as error:
             log.error("control side: %s; starting it again", error)
-            if self._transport is not None:
-                self._transport.abort()
+            self._abort()
+            return None
+        if message is not None:
+            return self._on_message(message)
+        if self._transport is not None and not self._transport.is_reading() and not self._transport.is_closing():
+            self._transport.resume_reading()
+        return None
+
+    def _abort(self) -> None:
+        self._frames = link.Frames(link.Down)
+        if self._transport is not None:
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._frames = link.Frames(link.Down)
         if self._closing:
             return
         self.losses += 1
@@ -148,7 +124,7 @@ class Child(asyncio.Protocol):
             if self._closing:
                 return
             try:
-                beginning = Beginning(*spawn(self._arguments), link.Frames(link.Down), [])
+                beginning = Beginning(*spawn(self._arguments), link.Frames(link.Down))
             except OSError as error:
                 log.error("the control side cannot be started: %s; trying again", error)
         await self.adopt(beginning)

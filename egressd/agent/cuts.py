@@ -28,6 +28,8 @@ __all__ = ["Cuts"]
 log = logging.getLogger("egressd.agent")
 
 REVOKED_S: Final = REVOKED_MS / 1000
+OWED_S: Final = 0.3
+"""How long what is owed may wait for more: reading the connection table takes 12 ms, be it empty."""
 
 Pair = tuple[bytes, bytes]
 """Pod and destination."""
@@ -42,6 +44,7 @@ class Cuts:
         self._roster = roster
         self._counters = counters
         self._uncut = Moved()
+        self._due = 0.0
         self._shut: dict[Pair, float] = {}
         self._flows: dict[Pair, set[tuple[int, int]]] = {}
         """What was cut between a pair that is kept shut: protocol and port. An earlier run did not tell."""
@@ -67,14 +70,21 @@ class Cuts:
         return self._shut.get((pod, destination), 0.0) > now
 
     def tick(self, now: float) -> None:
-        """What is due: cuts the kernel refused, and once what was edited before the start."""
-        self._settle_cuts(now)
+        """What is due: cuts that are owed or that the kernel refused, and once what was edited before the start."""
+        if now >= self._due:
+            self._settle_cuts(now)
         self._cut_lapsed(now)
+
+    def owe(self, moved: Moved, now: float) -> None:
+        """Live connections of these pods may have lost their sanction: the next `cut` ends them, or soon a `tick`."""
+        if not (self._uncut.cut or self._uncut.gone):
+            self._due = now + OWED_S
+        self._uncut.cut |= moved.cut
+        self._uncut.gone |= moved.gone
 
     def cut(self, moved: Moved, now: float) -> None:
         """End live connections that lost their sanction, within this call or, if the kernel refuses, the next ticks."""
-        self._uncut.cut |= moved.cut
-        self._uncut.gone |= moved.gone
+        self.owe(moved, now)
         self._settle_cuts(now)
         self._pardon(moved.cut, now)
 
@@ -103,6 +113,7 @@ class Cuts:
         moved = self._uncut
         if not (moved.cut or moved.gone):
             return
+        self._due = now
         try:
             self._cut(moved, now)
         except EgressError as error:

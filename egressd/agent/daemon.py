@@ -12,28 +12,29 @@ import os
 import signal
 import socket
 import time
-from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
 from egressd import link, wire
 from egressd.agent.answers import Answers
-from egressd.agent.child import AuditQueue, Beginning, Child
+from egressd.agent.child import Beginning, Child
 from egressd.agent.descriptors import Descriptors
 from egressd.agent.enforcement import Enforcement
 from egressd.agent.flows import Flows
+from egressd.agent.garbage import Frost
+from egressd.agent.orders import Orders
 from egressd.agent.periodic import every
 from egressd.agent.preflight import check
 from egressd.agent.reports import Reports
 from egressd.agent.roster import Roster
 from egressd.agent.stats import Counted, stats
 from egressd.agent.succession import Door, Parcel, inherit
+from egressd.agent.trail import AuditQueue, Trail
 from egressd.agent.watchdog import Watchdog
-from egressd.audit.lines import Form, Renderer
+from egressd.audit.lines import Renderer
 from egressd.errors import EgressError, EnvironmentProblem
 from egressd.exchange import Exchange, LastKnown, Parts
 from egressd.grants import Ledger
 from egressd.listen import Endpoint, Listener
-from egressd.model import DnsRecord, FlowRecord
 from egressd.names import Name
 from egressd.policy import ClusterFacts
 from egressd.upstream import Upstreams
@@ -47,7 +48,8 @@ log = logging.getLogger("egressd.agent")
 
 HEARTBEAT_S: Final = 1.0
 TICK_S: Final = 0.1
-FLUSH_S: Final = 0.1
+FLUSH_S: Final = 0.15
+"""Between two batches of audit lines; each wakes the control side, and its file is to lack no more than 200 ms."""
 EXPIRE_MOST: Final = 2_000
 """Grants forgotten in one tick, about 5 µs each: after a flood all end together, and nobody shall wait for that."""
 MINUTE_LOOK_S: Final = 1.0
@@ -73,10 +75,13 @@ class Daemon:
             settings, self.servers, self.roster, self.ledger, self.known, time.monotonic, self._tick
         )
         self.watchdog = Watchdog()
+        self.frost = Frost()
         self.descriptors = Descriptors()
         self.renderer = Renderer(settings.node)
         self.queue = AuditQueue(settings.audit.queue, self._dropped_line)
-        self.child = Child(arguments, self.queue, self._heard, self._child_lost)
+        self.trail = Trail(self.renderer, self.queue)
+        self.orders = Orders(self)
+        self.child = Child(arguments, self.queue, self.orders.hear, self.orders.lost)
         self.answers = Answers(
             self.roster,
             self.ledger,
@@ -86,10 +91,8 @@ class Daemon:
         )
         self.serving = False
         flows = Flows(self.roster.parties, self.known, self._opens, time.time)
-        self.reports = Reports(settings, flows, self._put_flow, self.enforcement.put_back)
+        self.reports = Reports(settings, flows, self.trail.flow, self.enforcement.put_back)
         self._started = time.time()
-        self._mentioned: tuple[set[str], set[bytes]] = (set(), set())
-        self._heard_updates = 0
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._taking_over: asyncio.Task[None] | None = None
@@ -144,10 +147,11 @@ class Daemon:
                 program=self.enforcement.program,
                 loop_option=loop_option,
                 withdraw=self.enforcement.withdraw,
-                record=self._record_dns,
+                record=self.trail.dns,
+                form=self.renderer.dns_form,
                 clock=time.monotonic,
                 wall=time.time,
-                repeat=self._record_again,
+                repeat=self.trail.again,
                 flush=self._flush,
             ),
         )
@@ -170,49 +174,9 @@ class Daemon:
         self.descriptors.close()
         await self.child.close()
 
-    # ---------------------------------------------------------------------------- the control side
-
-    def _heard(self, message: link.Down) -> None:
-        if isinstance(message, link.Update):
-            self._mentioned[0].update(policy.name for policy in message.policies)
-            self._mentioned[1].update(entry.address for entry in message.pods)
-            self._update(message)
-            self._heard_updates += 1
-            self._confirm()
-        elif isinstance(message, link.Synced):
-            gone_policies, gone_pods = self.roster.stale(*self._mentioned)
-            if gone_policies or gone_pods:
-                self._update(link.Update(gone_policies=gone_policies, gone_pods=gone_pods))
-            self._begin()
-            if self.serving:
-                self._confirm()
-                self.child.settled()
-        elif isinstance(message, link.Ready):
-            self._mentioned = (set(), set())
-            self._heard_updates = 0
-            self._resettle(message.settings)
-        elif isinstance(message, link.Ask):
-            self.child.send(self.answers.answer(message))
-        elif isinstance(message, link.Refused):
-            log.error("the control side refuses the settings; the last good ones stay in force")
-
-    def _confirm(self) -> None:
-        """Tell the control side that all it said so far is in the kernel, if it is."""
-        if self.serving and not self.enforcement.damage:
-            self.child.send(link.Applied(self._heard_updates))
-
-    def _child_lost(self) -> None:
-        self._mentioned = (set(), set())
-
-    def _resettle(self, settings: Settings) -> None:
-        """Settings came again (a new control side, SIGHUP): what differs is said, and taken at the next start."""
-        differing = [f.name for f in fields(settings) if getattr(settings, f.name) != getattr(self.settings, f.name)]
-        if differing:
-            log.warning("settings changed: %s; restart egressd to take them", ", ".join(differing))
-
     # ------------------------------------------------------------------------------------ taking over
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """The world is known: begin to serve, as the first or as the heir of the process that does."""
         if not self.serving and self._taking_over is None:
             self._taking_over = asyncio.get_running_loop().create_task(self._take_over())
@@ -241,7 +205,7 @@ class Daemon:
         if error is not None:
             self._fail(error)
             return
-        self._confirm()
+        self.orders.confirm()
         self.child.settled()
 
     def _serve(self, loop: asyncio.AbstractEventLoop, parcel: Parcel) -> None:
@@ -250,6 +214,7 @@ class Daemon:
         restored = self.enforcement.begin(loop)
         self.reports.open(loop)
         self.serving = True
+        self.frost.settle()
         for sock, received in parcel.streams:
             self.listener.adopt(sock, received)
         for place, address, port, data in parcel.held:
@@ -258,7 +223,7 @@ class Daemon:
                 self.exchange.receive([(data, client)])
         counts = self.roster.counts()
         log.info(
-            "ready: %d pods, %d policies, %d subjects, %d grants taken over",
+            "ready: %d pods, %d policies that select them, %d subjects, %d grants taken over",
             counts["pods"],
             counts["policies"],
             counts["subjects"],
@@ -322,17 +287,6 @@ class Daemon:
 
     # --------------------------------------------------------------------------------- the kernel
 
-    def _update(self, update: link.Update) -> None:
-        now = time.monotonic()
-        change, moved = self.roster.plan(update, now)
-        if not self.serving:
-            self.roster.settle(change)
-            return
-        self.enforcement.apply(change)
-        fresh = self.roster.settle(change)
-        self.enforcement.cuts.cut(moved, now)
-        self.exchange.learned(fresh)
-
     def _beat(self) -> None:
         if self.serving:
             self.enforcement.beat()
@@ -344,7 +298,7 @@ class Daemon:
         self.ledger.expire(time.monotonic(), EXPIRE_MOST)
         try:
             if self.enforcement.tick(time.monotonic()):
-                self._confirm()
+                self.orders.confirm()
         except EnvironmentProblem as error:
             self._fail(error)
 
@@ -357,17 +311,6 @@ class Daemon:
         """A batch is done: what it asked and what it answered leaves."""
         self.upstreams.push()
         self.listener.flush()
-
-    def _record_dns(self, record: DnsRecord) -> Form:
-        form = self.renderer.dns_form(record)
-        self._record_again(form, record.time, record.port, record.latency_us)
-        return form
-
-    def _record_again(self, form: Form, wall: float, port: int, latency_us: int) -> None:
-        self.queue.put(self.renderer.dns_again(form, wall, port, latency_us))
-
-    def _put_flow(self, record: FlowRecord) -> None:
-        self.queue.put(self.renderer.flow_line(record))
 
     def _opens(self, subject: int, address: bytes, protocol: int, port: int) -> bool:
         return self.ledger.opens(subject, address, protocol, port, time.monotonic())

@@ -146,6 +146,8 @@ class Enforcement:
 
     def apply(self, change: Change) -> None:
         """Make a change; one that the kernel refuses is written with all the rest at the next repair."""
+        if change == Change():
+            return
         try:
             self.kernel.apply(change)
         except EgressError as error:
@@ -153,7 +155,8 @@ class Enforcement:
             log.error("the kernel refused a change: %s; the whole state is written anew", error)
             self._ledger.doubt(change.grants)
             self.damage = self.damage or "a change was refused"
-        self._binder.follow()
+        if change.pods or change.gone_pods:
+            self._binder.follow()
 
     def program(self, elements: Sequence[Element]) -> None:
         """Write grants; raises `KernelError`, and then the answer they are for is not given."""

@@ -1,7 +1,9 @@
 """Pods, policies and subjects as the data path holds them, and the one transaction each change becomes.
 
-`Roster.apply` takes an update of the control side to the kernel first and to the look-up tables after: what the
-tables say is open, is open. If the kernel refuses a change, the whole state is written anew on the next tick.
+An edition (all updates of one change) is staged, comes apart into parts that no pod can tell from the whole, and each
+part is taken to the kernel first and to the look-up tables after: what the tables say is open, is open. What takes
+long, the judges, is built before: a part changes hands at once. If the kernel refuses a change, the whole state is
+written anew on the next tick.
 """
 
 from __future__ import annotations
@@ -10,14 +12,15 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from egressd.agent.editions import Key, Move, Part, divided, whole
 from egressd.exchange import LastKnown, Party
 from egressd.grants import UNSELECTED_SUBJECT, Admission, Ledger
 from egressd.kernel import Change, PodElement
 from egressd.model import ANY_PORT, OnRevoke, Policy, Ports, Reason, Subject, Verdict
-from egressd.policy import ClusterFacts, Judge
+from egressd.policy import ClusterFacts, Judge, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from collections.abc import Set as AbstractSet
 
     from egressd.grants import Permit
@@ -28,16 +31,15 @@ __all__ = ["Moved", "Roster", "SubjectState"]
 
 log = logging.getLogger("egressd.agent")
 
-Key = tuple[str, ...]
-
 
 @dataclass(slots=True)
 class SubjectState:
-    """One subject: its number in the kernel, its judge, and the addresses of the pods it holds for."""
+    """One subject: its number in the kernel, its judge, its plan and the addresses of the pods it holds for."""
 
     number: int
     key: Key
     judge: Judge
+    plan: Plan
     addresses: set[bytes] = field(default_factory=set)
 
 
@@ -74,32 +76,90 @@ class Roster:
         self._intercept_all = intercept_all
         self._next = FIRST_SUBJECT
         self._kin: dict[bytes, tuple[bytes, ...]] = {}
+        self._staged: dict[str, Policy | None] = {}
+        self._moves: dict[bytes, PodEntry | None] = {}
+        self._built: dict[Key, tuple[Judge, Plan]] = {}
 
     # --------------------------------------------------------------------------------------- change
 
+    def stage(self, update: Update) -> None:
+        """Keep a slice of an edition, or all of it, in mind; nothing changes yet, and what is so already is dropped."""
+        for policy in update.policies:
+            self._staged.pop(policy.name, None)
+            if self.policies.get(policy.name) != policy:
+                self._staged[policy.name] = policy
+        for entry in update.pods:
+            self._moves.pop(entry.address, None)
+            pod = self._pods.get(entry.address)
+            if pod is None or pod.entry != entry:
+                self._moves[entry.address] = entry
+        self._staged |= dict.fromkeys(update.gone_policies)
+        self._moves |= dict.fromkeys(update.gone_pods)
+
+    def unstage(self) -> None:
+        """The rest of the edition will not come."""
+        self._staged, self._moves = {}, {}
+
+    def parts(self) -> list[Part]:
+        """All of the edition is here: take its policies, and say what is to be built and changed, part by part.
+
+        A subject goes by what its policies were until the part that it is in is changed.
+        """
+        staged, moves = self._staged, self._moves
+        self.unstage()
+        for name, policy in staged.items():
+            if policy is None:
+                self.policies.pop(name, None)
+            else:
+                self.policies[name] = policy
+        edited = [key for key in self.subjects if not staged.keys().isdisjoint(key)] if staged else []
+        return divided([self._move(address, entry) for address, entry in moves.items()], edited)
+
+    def _move(self, address: bytes, entry: PodEntry | None) -> Move:
+        """What ties an address to others: the pod that has it, the one that gets it, and the subjects of both."""
+        ties: list[object] = []
+        pod = self._pods.get(address)
+        if pod is not None:
+            ties += [pod.key, _uid(pod.entry)] if pod.key else [_uid(pod.entry)]
+        if entry is not None:
+            key = self._key(entry)
+            ties += [key, _uid(entry)] if key else [_uid(entry)]
+        return Move(address, tuple(ties), entry)
+
+    def _key(self, entry: PodEntry) -> Key:
+        return tuple(name for name in entry.policies if name in self.policies)
+
+    def build(self, part: Part) -> Iterator[None]:
+        """Make the judges that a part needs, one a step: `change` then has them at hand."""
+        placed = {entry.address: self._key(entry) for entry in part.pods}
+        leaving = placed.keys() | set(part.gone)
+        wanted = {key for key in placed.values() if key and (key not in self.subjects or key in part.subjects)}
+        wanted |= {key for key in part.subjects if self.subjects[key].addresses - leaving}
+        for key in sorted(wanted):
+            self._built[key] = self._make(key)
+            yield
+
+    def _make(self, key: Key) -> tuple[Judge, Plan]:
+        judge = Judge(Subject(tuple(self.policies[name] for name in key if name in self.policies)), self._facts)
+        return judge, judge.plan()
+
     def plan(self, update: Update, now: float) -> tuple[Change, Moved]:
-        """Take in an update; returns what the kernel must do and whose connections may have lost their sanction."""
+        """An update as one change, however long that takes."""
+        self.stage(update)
+        return self.change(whole(self.parts()), now)
+
+    def change(self, part: Part, now: float) -> tuple[Change, Moved]:
+        """Take in a part; returns what the kernel must do and whose connections may have lost their sanction."""
         change, moved = Change(), Moved()
         self._kin.clear()
-        edited = self._take_policies(update)
-        for address in update.gone_pods:
+        for address in part.gone:
             self._remove(address, change, moved)
-        before = {entry.address: self._place(entry, change, moved) for entry in update.pods}
-        self._rejudge(edited, change, moved, now)
+        before = {entry.address: self._place(entry, change, moved) for entry in part.pods}
+        self._rejudge(part.subjects, change, moved, now)
         self._carry_over(before, change, now)
         self._drop_empty(change)
+        self._built.clear()
         return change, moved
-
-    def _take_policies(self, update: Update) -> set[str]:
-        edited = set()
-        for policy in update.policies:
-            if self.policies.get(policy.name) != policy:
-                self.policies[policy.name] = policy
-                edited.add(policy.name)
-        for name in update.gone_policies:
-            if self.policies.pop(name, None) is not None:
-                edited.add(name)
-        return edited
 
     def _remove(self, address: bytes, change: Change, moved: Moved) -> None:
         pod = self._pods.pop(address, None)
@@ -107,8 +167,7 @@ class Roster:
             return
         self._leave(pod, address)
         del self.parties[address]
-        identity = pod.entry.identity
-        uid = (identity.namespace, identity.name, identity.uid)
+        uid = _uid(pod.entry)
         if not any(other.party is pod.party for other in self._pods.values()):
             self._by_uid.pop(uid, None)
         self._known.forget(address)
@@ -122,8 +181,7 @@ class Roster:
 
     def _place(self, entry: PodEntry, change: Change, moved: Moved) -> int | None:
         """Put a pod where its policies say. Returns the subject's number it comes from, None if it is new or stays."""
-        address, identity = entry.address, entry.identity
-        uid = (identity.namespace, identity.name, identity.uid)
+        address, identity, uid = entry.address, entry.identity, _uid(entry)
         old = self._pods.get(address)
         if old is not None and old.entry == entry:
             return None
@@ -131,7 +189,7 @@ class Roster:
             self._remove(address, change, moved)  # the address is another pod's now: it inherits nothing
             change.gone_pods.remove(address)
             old = None
-        key = tuple(name for name in entry.policies if name in self.policies)
+        key = self._key(entry)
         party = self._by_uid.get(uid)
         if party is None:
             party = self._by_uid[uid] = Party(identity)
@@ -151,10 +209,9 @@ class Roster:
             return
         state = self.subjects.get(key)
         if state is None:
-            subject = Subject(tuple(self.policies[name] for name in key))
-            state = self.subjects[key] = SubjectState(self._next, key, Judge(subject, self._facts))
+            state = self.subjects[key] = SubjectState(self._next, key, *(self._built.get(key) or self._make(key)))
             self._next += 1
-            change.subjects[state.number] = state.judge.plan()
+            change.subjects[state.number] = state.plan
         state.addresses.add(address)
 
     def _element(self, address: bytes) -> PodElement:
@@ -163,16 +220,19 @@ class Roster:
         bypass = pod.entry.exempt or not (self._intercept_all or pod.key)
         return PodElement(address, state.number if state else None, bypass, str(pod.entry.identity))
 
-    def _rejudge(self, edited: set[str], change: Change, moved: Moved, now: float) -> None:
-        """Subjects whose policies were edited keep their number and the grants that still stand."""
-        for state in self.subjects.values():
-            if state.number in change.subjects or edited.isdisjoint(state.key):
-                continue
-            policies = tuple(self.policies[name] for name in state.key if name in self.policies)
-            if not policies:
-                continue  # its pods are being moved away by this same update
-            state.judge = Judge(Subject(policies), self._facts)
-            change.subjects[state.number] = state.judge.plan()
+    def _rejudge(self, edited: Iterable[Key], change: Change, moved: Moved, now: float) -> None:
+        """Subjects whose policies were edited keep their number and the grants that still stand.
+
+        The kernel need not hear of an edit that only names had a part in: they are no business of its rules.
+        """
+        for key in edited:
+            state = self.subjects[key]
+            if state.number in change.subjects or not state.addresses:
+                continue  # made by this same change; or its pods have just moved away, and it goes
+            before = state.plan
+            state.judge, state.plan = self._built.get(key) or self._make(key)
+            if state.plan != before:
+                change.subjects[state.number] = state.plan
             self._settle(change, self._ledger.review(state.number, permit(state.judge), now))
             moved.cut |= state.addresses
 
@@ -203,7 +263,7 @@ class Roster:
 
     # -------------------------------------------------------------------------------- after the kernel
 
-    def settle(self, change: Change) -> list[bytes]:
+    def settle(self, change: Change, moved: Moved) -> list[bytes]:
         """The kernel has it: let the look-ups follow. Returns addresses that were unknown before."""
         self._kin.clear()
         fresh = []
@@ -212,10 +272,11 @@ class Roster:
             if pod is not None and element.address not in self.parties:
                 self.parties[element.address] = pod.party
                 fresh.append(element.address)
-        for pod in self._pods.values():
-            state = self.subjects.get(pod.key)
-            pod.party.subject = state.number if state else UNSELECTED_SUBJECT
-            pod.party.judge = state.judge if state else None
+        for address in (*moved.cut, *(element.address for element in change.pods)):
+            if (pod := self._pods.get(address)) is not None:
+                state = self.subjects.get(pod.key)
+                pod.party.subject = state.number if state else UNSELECTED_SUBJECT
+                pod.party.judge = state.judge if state else None
         return fresh
 
     def renumber(self, taken: AbstractSet[int]) -> None:
@@ -237,7 +298,7 @@ class Roster:
         """Everything there is, for a table that has nothing."""
         change = Change()
         for state in self.subjects.values():
-            change.subjects[state.number] = state.judge.plan()
+            change.subjects[state.number] = state.plan
         change.pods = [self._element(address) for address in self._pods]
         for state in self.subjects.values():
             change.grants += self._ledger.rewrite(state.number, now)
@@ -300,6 +361,11 @@ class Roster:
 
     def addresses(self) -> Iterable[bytes]:
         return self._pods.keys()
+
+
+def _uid(entry: PodEntry) -> tuple[str, str, str]:
+    identity = entry.identity
+    return identity.namespace, identity.name, identity.uid
 
 
 def permit(judge: Judge) -> Permit:

@@ -13,8 +13,9 @@ from egressd.exchange.tally import BOUNDS_US
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from egressd.agent.child import AuditQueue, Child
+    from egressd.agent.child import Child
     from egressd.agent.roster import Roster
+    from egressd.agent.trail import AuditQueue
     from egressd.exchange import Exchange
     from egressd.grants import Ledger
     from egressd.kernel.nflog import NflogReader
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from egressd.model import Reason, Verdict
     from egressd.upstream import Upstreams
 
-__all__ = ["Counted", "stats"]
+__all__ = ["Counted", "resident", "stats"]
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -99,11 +100,11 @@ def _gauges(parts: Counted) -> dict[str, float]:
         "audit.queued": len(parts.queue),
         "audit.limit": parts.queue.size,
         "process.cpu_s": time.process_time(),
-        "process.resident": _resident(),
+        "process.resident": resident(),
     }
 
 
-def _resident() -> int:
+def resident() -> int:
     """Octets of memory of this process (proc(5), statm: the second field is resident pages)."""
     return int(os.pread(_statm(), 256, 0).split()[1]) * _PAGE
 

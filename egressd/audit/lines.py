@@ -31,9 +31,10 @@ PROTOCOL_TEXT: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp
 """IANA protocol numbers as `destination.protocol` spells them; any other is its number in decimal."""
 
 _SEARCH: Final = ',"search":true'
+_OCTETS: Final = tuple([str(octet) for octet in range(256)])
 
-Form = tuple[str, str, str]
-"""What stands between the time and the port, between the port and the latency, and behind it."""
+Form = tuple[str, str, str, int]
+"""What stands between the time and the port, between the port and the latency, and behind it; its kind (`_kind`)."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -46,22 +47,43 @@ class Renderer:
         self._node = quoted(node)
         self._second = -1
         self._second_text = ""
+        self._time = -1.0
+        self._opened = ""
         self._pods: dict[bytes, tuple[PodIdentity | None, str]] = {}
         self._addresses: dict[bytes, str] = {}
         self._decisions: dict[tuple[str, str, str, str], str] = {}
         self._types: dict[int, str] = {}
+        self._rcodes: dict[int, str] = {}
 
     def dns_line(self, record: DnsRecord) -> bytes:
         """The `dns` record of one query, newline included."""
-        return self.dns_again(self.dns_form(record), record.time, record.port, record.latency_us)
+        asker, asked, decided, came_to, more = self._pieces(record)
+        time, port, latency_us = record[0], record[7], record[18]
+        return (
+            f'{self._opening(time)}"event":"dns","node":{self._node},"pod":{asker},"query":{{{asked}"port":{port}}},'
+            f'{decided}{came_to},"latency_us":{latency_us}{more}}}\n'
+        ).encode("ascii")
 
     def dns_again(self, form: Form, time: float, port: int, latency_us: int) -> bytes:
         """The line of a record of this form."""
-        head, middle, tail = form
+        head, middle, tail, _ = form
         return f"{self._opening(time)}{head}{port}{middle}{latency_us}{tail}".encode("ascii")
 
     def dns_form(self, record: DnsRecord) -> Form:
         """All of a `dns` record but its time, its port and its latency."""
+        asker, asked, decided, came_to, more = self._pieces(record)
+        kind = 0
+        if not record.aggregated:
+            kind = _kind(asker, record.name, decided, record.rcode, record.addresses, record.search)
+        return (
+            f'"event":"dns","node":{self._node},"pod":{asker},"query":{{{asked}"port":',
+            f'}},{decided}{came_to},"latency_us":',
+            f"{more}}}\n",
+            kind,
+        )
+
+    def _pieces(self, record: DnsRecord) -> tuple[str, str, str, str, str]:
+        """Who asked, what, how it was decided, what was answered and opened, and what is seldom said."""
         (_, client, pod, name, qtype, transport, server, _, verdict, reason, policy, rule, rcode, addresses,
          cnames, ttl, cached, granted, _, search, aggregated) = record  # fmt: skip
         asked = f'"name":{quoted(name)},"type":{self._types.get(qtype) or self._type(qtype)},' if name else ""
@@ -75,11 +97,12 @@ class Renderer:
         elif granted:
             opened = f',"granted":[{self._addresses_text(granted)}]'
         many = f',"aggregated":{aggregated}' if aggregated else ""
-        asker = f'"event":"dns","node":{self._node},"pod":{self._pod(client, pod)}'
         return (
-            f'{asker},"query":{{{asked}"transport":"{transport}",{asked_at}"port":',
-            f'}},{self._decision(verdict, reason, policy, rule)}{response}{opened},"latency_us":',
-            f"{_SEARCH if search else ''}{many}}}\n",
+            self._pod(client, pod),
+            f'{asked}"transport":"{transport}",{asked_at}',
+            self._decision(verdict, reason, policy, rule),
+            response + opened,
+            (_SEARCH if search else "") + many,
         )
 
     def flow_line(self, record: FlowRecord) -> bytes:
@@ -110,12 +133,15 @@ class Renderer:
     # ------------------------------------------------------------------------------------ parts and their tables
 
     def _opening(self, time: float) -> str:
-        """The first field of every line: RFC 3339 in UTC with microseconds."""
+        """The first field of every line: RFC 3339 in UTC with microseconds. Lines of one batch say the same time."""
+        if time == self._time:
+            return self._opened
         second, microsecond = divmod(int(time * 1_000_000), 1_000_000)
         if second != self._second:
             self._second_text = f'{{"time":"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}.'
             self._second = second
-        return f'{self._second_text}{microsecond:06d}Z",'
+        self._time, self._opened = time, f'{self._second_text}{microsecond:06d}Z",'
+        return self._opened
 
     def _pod(self, client: bytes, pod: PodIdentity | None) -> str:
         """Who a client is. Kept by address and checked by identity: hashing five strings would take longer."""
@@ -136,12 +162,12 @@ class Renderer:
         fields = {"verdict": verdict, "reason": reason, "policy": policy, "rule": rule}
         return _keep(self._decisions, why, _members(fields))
 
-    @staticmethod
-    def _response(rcode: int, addresses: str, cnames: tuple[str, ...], ttl: int, cached: bool) -> str:
+    def _response(self, rcode: int, addresses: str, cnames: tuple[str, ...], ttl: int, cached: bool) -> str:
+        word = self._rcodes.get(rcode) or _keep(self._rcodes, rcode, rcode_text(rcode))
         aliases = ",".join(map(quoted, cnames)) if cnames else ""
         lasts = f'"ttl":{ttl},' if ttl >= 0 else ""
         return (
-            f',"response":{{"rcode":"{rcode_text(rcode)}","addresses":[{addresses}],'
+            f',"response":{{"rcode":"{word}","addresses":[{addresses}],'
             f'"cnames":[{aliases}],{lasts}"cached":{"true" if cached else "false"}}}'
         )
 
@@ -152,10 +178,25 @@ class Renderer:
         return self._addresses.get(address) or _keep(self._addresses, address, f'"{address_text(address)}"')
 
     def _addresses_text(self, addresses: tuple[bytes, ...]) -> str:
-        known = self._addresses
         if len(addresses) == 1:
-            return known.get(addresses[0]) or self._address(addresses[0])
-        return ",".join([known.get(address) or self._address(address) for address in addresses])
+            return self._answered(addresses[0])
+        return ",".join([self._answered(address) for address in addresses])
+
+    def _answered(self, address: bytes) -> str:
+        """An address of an answer: seldom one of those kept, and an IPv4 one is made as fast as it is found."""
+        if len(address) != 4:
+            return self._address(address)
+        octets = _OCTETS
+        return f'"{octets[address[0]]}.{octets[address[1]]}.{octets[address[2]]}.{octets[address[3]]}"'
+
+
+def _kind(asker: str, name: str, decided: str, rcode: int, addresses: tuple[bytes, ...], search: bool) -> int:
+    """A number that queries share which history does not tell apart: who asked, for what, and what came of it.
+
+    64 bits of hashes that nobody outside can foresee (PYTHONHASHSEED): that two kinds among the few thousand of one
+    flush share a number is not to be expected. It says nothing beyond this process, and 0 is none.
+    """
+    return hash((asker, name, decided, rcode, addresses, search))
 
 
 def _members(fields: dict[str, str]) -> str:

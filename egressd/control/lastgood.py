@@ -1,22 +1,27 @@
 """The last good version of every policy, on disk: a document that is broken while we start keeps what it last meant.
 
 One JSON file beside the history, replaced in one step, mode 0600. It is a memory, not a source: a policy is taken from
-it only where its document is there and refused (policy.md, Bad input). A file that is missing, too large, not ours to
-trust or not understood is as good as none, and is said to be so.
+it only where its document is there and refused (policy.md, Bad input), or is the very text that the same program read
+it from before, which makes a start with 1,000 policies a second shorter. A file that is missing, too large, not ours
+to trust or not understood is as good as none, and is said to be so.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from egressd import model, names, schema
 from egressd.model import Policy
+from egressd.policy import ports
 from egressd.settings import Settings
 
 __all__ = ["FILE", "LastGood"]
@@ -32,6 +37,10 @@ class _Document(msgspec.Struct, frozen=True):
     version: int
     home: str
     policies: tuple[Policy, ...]
+    reader: str = ""
+    """What read the policies (`_reader`)."""
+    texts: dict[str, str] = {}
+    """Digests of the texts that they were read from (`world.digest`), by policy."""
 
 
 VERSION: Final = 1
@@ -39,6 +48,9 @@ VERSION: Final = 1
 
 class LastGood:
     """The file of one daemon. Neither method raises; give `keep` a thread."""
+
+    texts: Mapping[str, str] = {}
+    """What the policies that were recalled were read from; empty where another program may read it otherwise."""
 
     def __init__(self, settings: Settings) -> None:
         self._home = settings.policy_namespace
@@ -58,14 +70,15 @@ class LastGood:
             return {}
         if document.version != VERSION or document.home != self._home:
             return {}
+        self.texts = document.texts if document.reader and document.reader == _reader() else {}
         return {policy.name: policy for policy in document.policies}
 
-    def keep(self, policies: Mapping[str, Policy]) -> None:
+    def keep(self, policies: Mapping[str, Policy], texts: Mapping[str, str]) -> None:
         """Write down what is in force now, if it is not what was written last."""
         if self._path is None or self._kept == policies:
             return
         kept = dict(policies)
-        document = _Document(VERSION, self._home, tuple(kept[name] for name in sorted(kept)))
+        document = _Document(VERSION, self._home, tuple(kept[name] for name in sorted(kept)), _reader(), dict(texts))
         draft = self._path.with_name(f"{FILE}.{os.getpid()}.draft")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +107,19 @@ class LastGood:
             file.write(data)
             file.flush()
             os.fsync(number)
+
+
+@cache
+def _reader() -> str:
+    """Tells one program that reads policies from another: its sources, and the versions of what it reads with."""
+    known = hashlib.blake2b(f"{sys.version} {schema.READ_WITH}".encode(), digest_size=16)
+    files = [*Path(schema.__file__).parent.glob("*.py"), *(Path(str(each.__file__)) for each in (model, names, ports))]
+    try:
+        for file in sorted(files):
+            known.update(file.read_bytes())
+    except OSError:
+        return ""
+    return known.hexdigest()
 
 
 def _say(text: str) -> None:

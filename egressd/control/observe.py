@@ -93,19 +93,19 @@ class Observe:
 
     @property
     def synced(self) -> bool:
-        return self._service.state.synced
+        return self._service.synced
 
     @property
     def ailments(self) -> tuple[str, ...]:
-        return self._service.state.ailments
+        return self._service.ailments
 
     @property
     def found(self) -> tuple[str, ...]:
-        return self._service.state.facts
+        return self._service.facts
 
     @property
     def conditions(self) -> Mapping[str, Iterable[Condition]]:
-        return self._service.state.conditions
+        return self._service.conditions
 
     @property
     def policies(self) -> Mapping[str, Policy]:

@@ -14,17 +14,17 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from typing import Final
 
 from egressd.control.conditions import Condition, Conditions
 from egressd.control.denials import Denials
 from egressd.control.lastgood import LastGood
-from egressd.control.memory import give_back
+from egressd.control.memory import give_back, undisturbed
 from egressd.control.observe import Observe
 from egressd.control.privileges import LAST_WORDS_S
 from egressd.control.records import Records
 from egressd.control.sources import Said, Source, open_source
+from egressd.control.telling import Telling
 from egressd.control.world import News, Step, World, frames
 from egressd.errors import EgressError, LinkError
 from egressd.export import Counts, Export
@@ -34,26 +34,12 @@ from egressd.model import PolicyRecord
 from egressd.schema import Problem, has_errors
 from egressd.settings import Settings
 
-__all__ = ["Service", "State", "serve"]
+__all__ = ["Service", "serve"]
 
 READ_SIZE: Final = 256 * 1024
 """Octets taken from the link at a time: some 400 audit records."""
 MAX_ERROR: Final = 2000
 """Characters of `error` in a policy record; all problems are on standard error anyway."""
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """How the control side fares, for status and readiness."""
-
-    synced: bool
-    """Whether the whole world was told to the data path at least once."""
-    ailments: tuple[str, ...]
-    """Why we may be behind the source; empty while all is well."""
-    facts: tuple[str, ...]
-    """What the cluster said of itself, one sentence each."""
-    conditions: dict[str, tuple[Condition, ...]]
-    """`Accepted` and `Programmed` of each policy."""
 
 
 def serve(service: Service, link: socket.socket) -> int:
@@ -81,7 +67,8 @@ class Service:
         self._source = source
         self._read = read
         self._last_good = LastGood(settings)
-        self._world = World(settings, self._last_good.recall())
+        self._world = World(settings, self._last_good.recall(), self._last_good.texts)
+        self._telling = Telling()
         self._conditions = Conditions()
         self._denials = Denials()
         self._updates = 0
@@ -116,9 +103,24 @@ class Service:
         return self._history
 
     @property
-    def state(self) -> State:
-        """How it fares now; call it from the event loop."""
-        return State(self._synced, self._source.ailments, self._source.facts, self._conditions.all())
+    def synced(self) -> bool:
+        """Whether the whole world was told to the data path at least once."""
+        return self._synced
+
+    @property
+    def ailments(self) -> tuple[str, ...]:
+        """Why we may be behind the source; empty while all is well."""
+        return self._source.ailments
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What the cluster said of itself, one sentence each."""
+        return self._source.facts
+
+    @property
+    def conditions(self) -> dict[str, tuple[Condition, ...]]:
+        """`Accepted` and `Programmed` of each policy; call it from the event loop."""
+        return self._conditions.all()
 
     async def run(self, link: socket.socket) -> None:
         """Tell and listen until the other end hangs up, then write what is still to be written."""
@@ -149,9 +151,9 @@ class Service:
 
     def _tap(self, lines: Lines) -> None:
         """Hand audit lines to all who want them beside the disk."""
-        self._observe.feed.put(lines)
+        self._observe.feed.put(lines, keep=not self._settings.audit.file)
         self._export.put(lines)
-        self._history.feed(lines.data)
+        self._history.feed(lines.data, lines.kinds)
 
     # ------------------------------------------------------------------------------------------------- listening
 
@@ -209,9 +211,10 @@ class Service:
 
     def _take(self, said: Said) -> Step:
         """Take in what a source says, and remember what is in force for the next start."""
-        step = self._world.replace(said.objects, said.servers)
+        with undisturbed():
+            step = self._world.replace(said.objects, said.servers)
         self._world.forget()
-        self._last_good.keep(self._world.policies)
+        self._last_good.keep(self._world.policies, self._world.texts)
         return step
 
     def _remember(self) -> None:
@@ -222,16 +225,16 @@ class Service:
 
     async def _tell_everything(self, link: socket.socket, step: Step) -> None:
         self._conditions.take(step, 0, time.time())
-        self._updates = await self._send(link, frames(self._world.everything()))
+        self._updates = await self._send(link, frames(self._telling.everything(self._world)))
         self._conditions.begin(list(self._world.policies), self._updates, time.time())
         await self._send(link, [encode(Synced())])
         self._synced = True
         await asyncio.to_thread(give_back)
 
     async def _tell_change(self, link: socket.socket, step: Step) -> None:
-        number = self._updates + (await self._send(link, frames(step.update)) if step.update is not None else 0)
-        self._updates = number
-        self._conditions.take(step, number, time.time())
+        if step.update is not None:
+            self._updates += await self._send(link, frames(self._telling.change(self._world, step.update)))
+        self._conditions.take(step, self._updates, time.time())
 
     async def _send(self, link: socket.socket, messages: Iterable[bytes]) -> int:
         """Say messages, as fast as they are taken; returns how many they were. Questions come between them."""
@@ -247,7 +250,7 @@ class Service:
         old, self._settings = self._settings, settings
         if _scope(settings) != _scope(old):
             same_home = settings.policy_namespace == old.policy_namespace
-            world = World(settings, self._world.remembered if same_home else None)
+            world = World(settings, *(self._world.past if same_home else ()))
             world.replace(self._world.sources, self._world.servers)
             self._world = world
 
@@ -260,7 +263,7 @@ class Service:
                 await self._source.close()
                 same_home = settings.policy_namespace == self._stated.policy_namespace
                 self._source = source
-                self._world = World(self._settings, self._world.remembered if same_home else None)
+                self._world = World(self._settings, *(self._world.past if same_home else ()))
         except EgressError as error:
             _say([str(error), "egressd: the settings stay as they were"])
             return

@@ -15,6 +15,7 @@ from egressd import wire
 from egressd.errors import WireError
 from egressd.exchange import records
 from egressd.exchange.admission import Admission
+from egressd.exchange.known import LastKnown
 from egressd.exchange.outcomes import (
     DENY_RCODES,
     REASON_EDE,
@@ -26,7 +27,7 @@ from egressd.exchange.outcomes import (
     looped,
     nonexistent,
 )
-from egressd.exchange.parties import LastKnown, Party
+from egressd.exchange.parties import Party
 from egressd.exchange.query import Client, Parts, Query
 from egressd.exchange.repeats import Repeat, Repeats
 from egressd.exchange.store import Kept, Refresh, Store, failed
@@ -42,8 +43,8 @@ __all__ = ["Client", "Exchange", "LastKnown", "Parts", "Party", "Query"]
 
 MEMO: Final = 8192
 """Questions remembered by their bytes, per generation: a cookie or a random name in each must not grow the table."""
-
-
+Read = tuple[wire.Question, bool, bool]
+"""What `_read` makes of a query."""
 STALE_WAIT_S: Final = 1.8
 """How long a pod waits for upstream before it gets a stale answer (RFC 8767 section 5, client response timer)."""
 FAILING_S: Final = 5.0
@@ -68,7 +69,7 @@ class Exchange:
         self._store = Store(settings.dns.cache, self.counters)
         self._impatient: deque[tuple[float, Query]] = deque()
         self._failing_until = 0.0
-        self._read_before: Memo[bytes, tuple[wire.Question, bool, bool]] = Memo(MEMO)
+        self._read_before: Memo[bytes, Read] = Memo(MEMO, slow=True)
         self._repeats = Repeats(parts.parties, parts.ledger)
 
     @property
@@ -95,7 +96,7 @@ class Exchange:
         tail = data[2:]
         found = self._read_before.get(tail)
         try:
-            question, search, ours = found or self._read(data)
+            found, again = (found, True) if found is not None else self._read(data)
         except WireError as error:
             self._malformed(data, client, error, started)
             return None
@@ -103,8 +104,9 @@ class Exchange:
         if party is None:
             self._hold(data, client, started)
             return None
+        question, search, ours = found
         query = Query(client, data[0] << 8 | data[1], question, party, started)
-        if found is not None:
+        if again:
             query.tail = tail
         self._decide(query)
         decision = query.decision
@@ -202,16 +204,19 @@ class Exchange:
         taken: list[tuple[Query, Kept | Any]] = []
         last: Any = None
         for waiter, answer in answers:
+            query = waiter if isinstance(waiter, Query) else None
+            question: wire.Question = query.question if query is not None else waiter.question
+            lost = failed(answer)
             if answer is not last:
                 last = answer
-                self._store.keep(waiter.question, answer, now)
-                if failed(answer):
+                self._store.keep(question, answer, now)
+                if lost:
                     self._failing_until = now + FAILING_S
-            if isinstance(waiter, Refresh) or waiter.finished:
+            if query is None or query.finished:
                 continue
-            self._landed(waiter)
-            kept = self._store.stale(waiter.question, now) if failed(answer) else None
-            taken.append((waiter, kept or (Kept(answer) if isinstance(answer, wire.Answer) else answer)))
+            self._landed(query)
+            kept = self._store.stale(question, now) if lost else None
+            taken.append((query, kept or (Kept(answer) if isinstance(answer, wire.Answer) else answer)))
         return taken
 
     def _landed(self, query: Query) -> None:
@@ -230,13 +235,13 @@ class Exchange:
 
     # -------------------------------------------------------------------------------------------- read
 
-    def _read(self, data: bytes) -> tuple[wire.Question, bool, bool]:
-        """The question, whether it is search-list noise, and whether it is one of ours come back; remembered by
-        everything behind the ID."""
+    def _read(self, data: bytes) -> tuple[Read, bool]:
+        """The question, whether it is search-list noise, and whether it is one of ours come back; and whether that is
+        remembered now, by everything behind the ID."""
         question = wire.read_query(data)
-        found = question, is_search_noise(question.name, self._domains), self._parts.loop_option in data
-        self._read_before.put(data[2:], found)
-        return found
+        ours = question.edns and data.find(self._parts.loop_option) >= 0
+        found = question, is_search_noise(question.name, self._domains), ours
+        return found, self._read_before.put(data[2:], found)
 
     def _malformed(self, data: bytes, client: Client, error: WireError, started: float) -> None:
         self.counters["malformed"] += 1
@@ -290,7 +295,7 @@ class Exchange:
         self._parts.flush()
 
     def _refuse_unknown(self, data: bytes, client: Client, started: float, decision: Decision) -> None:
-        question, _, _ = self._read_before.get(data[2:]) or self._read(data)
+        question, _, _ = self._read_before.get(data[2:]) or self._read(data)[0]
         parts = self._parts
         rcode = self._deny_rcode if decision is UNKNOWN_POD else SERVFAIL
         age = parts.clock() - started
@@ -313,15 +318,21 @@ class Exchange:
     # -------------------------------------------------------------------------------- record and reply
 
     def _record(self, outcome: Outcome, now: float, wall: float) -> Any:
-        """The form of its record; None where it has none of its own."""
-        query = outcome.query
-        self.tally.add(outcome.decision, now - query.started)
+        """The form of its record, where the same was asked before; None if it has no record of its own."""
+        query, parts = outcome.query, self._parts
+        latency_us = self.tally.add(outcome.decision, now - query.started)
         if outcome.decision.verdict is Verdict.DENIED and not query.party.worth_a_line(
             query.question.name, self._budgets, query.started
         ):
             self.counters["aggregated"] += 1
             return None
-        return self._parts.record(records.of_outcome(outcome, wall, now))
+        record = records.of_outcome(outcome, wall, latency_us)
+        if not query.tail:
+            parts.record(record)
+            return None
+        form = parts.form(record)
+        parts.repeat(form, wall, query.client.port, latency_us)
+        return form
 
     def minute(self, now: float) -> None:
         """Says, once a minute and pod, how many denials had no record of their own. Call it about once a second."""

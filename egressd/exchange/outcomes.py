@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from egressd.compiled import mypyc_attr
 from egressd.model import Reason, Verdict
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ _TEXTS: Final = {
 _MAX_POLICIES_NAMED: Final = 3
 
 
+@mypyc_attr(acyclic=True)
 class Outcome:
     """How a query ended: the decision in force at the end, the rcode, and the answer it may see, if any."""
 
@@ -105,7 +107,8 @@ def denied(query: Query, decision: Decision, deny_rcode: int) -> Outcome:
     """The pod may not have this name, or not now."""
     outcome = Outcome(query, decision, SERVFAIL if decision.reason is Reason.RATE_LIMIT else deny_rcode)
     outcome.ede = REASON_EDE.get(decision.reason, EDE_FILTERED)
-    outcome.text = explain_denial(decision, query.question.name, query.party.judge)
+    if query.question.edns:  # else nothing carries the sentence
+        outcome.text = explain_denial(decision, query.question.name, query.party.judge)
     return outcome
 
 

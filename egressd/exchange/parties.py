@@ -1,25 +1,18 @@
-"""Who asks, and how much they may: pods as the data path knows them, their budgets, and what they know addresses by.
+"""Who asks, and how much they may: pods as the data path knows them, and their budgets.
 
 Sans-IO; `now` is monotonic seconds.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from itertools import islice
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-
     from egressd.model import PodIdentity
-    from egressd.names import Name
     from egressd.policy import Judge
     from egressd.settings import Budgets
 
-__all__ = ["LastKnown", "Party"]
-
-K = TypeVar("K")
+__all__ = ["Party"]
 
 MINUTE_S: Final = 60.0
 
@@ -87,58 +80,3 @@ class Party:
         self._denied.clear()
         aggregated, self.aggregated = self.aggregated, 0
         return aggregated
-
-
-class LastKnown:
-    """By which names pods came to know addresses: what makes a refused packet explain itself, and what tells a live
-    connection that is still sanctioned from one that is not, long after its grant ended. Bounded, oldest out first
-    (in an OrderedDict: to find its oldest entry, a dict walks past the places of all that left before)."""
-
-    NAMES: Final = 4
-    RECALLED: Final = 16_384
-    """About a millisecond's worth."""
-
-    def __init__(self, size: int = 65_536) -> None:
-        self._size = size
-        self._by_pod: OrderedDict[tuple[bytes, bytes], tuple[Name, ...]] = OrderedDict()
-        self._by_address: OrderedDict[bytes, tuple[Name, ...]] = OrderedDict()
-
-    def note(self, pod: bytes, name: Name, addresses: tuple[bytes, ...]) -> None:
-        """`name` resolved to these addresses for the pod with this address."""
-        by_pod = self._by_pod
-        for address in addresses:
-            key = pod, address
-            known = by_pod.get(key, ())
-            if name in known:
-                continue
-            self._put(by_pod, key, known, name)
-            anyones = self._by_address.get(address, ())
-            if name not in anyones:
-                self._put(self._by_address, address, anyones, name)
-
-    def _put(self, table: OrderedDict[K, tuple[Name, ...]], key: K, known: tuple[Name, ...], name: Name) -> None:
-        if not known and len(table) >= self._size:
-            table.popitem(last=False)
-        table[key] = (name, *known[: self.NAMES - 1])
-
-    def names_for(self, pod: bytes, address: bytes) -> tuple[Name, ...]:
-        """Names by which this pod learned the address, the latest first."""
-        return self._by_pod.get((pod, address), ())
-
-    def names(self, pod: bytes, address: bytes) -> tuple[Name, ...]:
-        """The same or, where this pod asked for none, the names by which any pod of the node learned it."""
-        return self._by_pod.get((pod, address)) or self._by_address.get(address, ())
-
-    def addresses_for(self, pods: Collection[bytes], name: Name) -> list[bytes]:
-        """Addresses that these pods learned by this name, among the latest `RECALLED` of all pods."""
-        latest = islice(reversed(self._by_pod.items()), self.RECALLED)
-        return [address for (pod, address), names in latest if pod in pods and name in names]
-
-    def entries(self) -> Iterable[tuple[tuple[bytes, bytes], tuple[Name, ...]]]:
-        """Everything known: (pod, address) and names."""
-        return self._by_pod.items()
-
-    def forget(self, pod: bytes) -> None:
-        """The pod is gone; its address may be another's tomorrow."""
-        for key in [key for key in self._by_pod if key[0] == pod]:
-            del self._by_pod[key]

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from egressd.compiled import mypyc_attr
 from egressd.policy import UNSELECTED
 
 if TYPE_CHECKING:
-    from egressd.exchange.parties import LastKnown, Party
+    from egressd.exchange.known import LastKnown
+    from egressd.exchange.parties import Party
     from egressd.exchange.store import Refresh
     from egressd.grants import Element, Ledger
     from egressd.model import DnsRecord
@@ -58,11 +60,13 @@ class Parts:
     """The EDNS option in our own queries (`wire.loop_option`): one that a pod sends has come back."""
     withdraw: Callable[[Sequence[Element]], None]
     """Take elements out of the kernel that a bound pushed out of the ledger."""
-    record: Callable[[DnsRecord], Any]
-    """Put a record into the audit log; returns its form, whatever that is, for `repeat`."""
+    record: Callable[[DnsRecord], None]
+    """Put a record into the audit log."""
+    form: Callable[[DnsRecord], Any]
+    """The form of a record, whatever that is: what makes of it a record at another time."""
     repeat: Callable[[Any, float, int, int], None]
-    """The same record once more, but for its time (seconds since the epoch), the client's port, and the latency in
-    microseconds."""
+    """Put a record of that form into the log, by its time (seconds since the epoch), the client's port, and the latency
+    in microseconds."""
     clock: Callable[[], float]
     """Monotonic seconds."""
     wall: Callable[[], float]
@@ -71,6 +75,7 @@ class Parts:
     """A batch is done: what was asked and posted meanwhile may go."""
 
 
+@mypyc_attr(acyclic=True)
 class Query:
     """One question: who asked what, what was decided and by which policies, and when it began (monotonic)."""
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["aggregate", "of_outcome", "without_pod"]
 
 
-def of_outcome(outcome: Outcome, wall: float, now: float) -> DnsRecord:
+def of_outcome(outcome: Outcome, wall: float, latency_us: int) -> DnsRecord:
     """The record of a query that was understood and whose pod is known."""
     query, answer, decision = outcome.query, outcome.answer, outcome.decision
     client, question = query.client, query.question
@@ -43,7 +43,7 @@ def of_outcome(outcome: Outcome, wall: float, now: float) -> DnsRecord:
         ttl,
         outcome.cached,
         outcome.granted,
-        int((now - query.started) * 1e6),
+        latency_us,
         outcome.search,
     )
 

@@ -9,6 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from egressd.cache import Entry, TtlCache
+from egressd.compiled import mypyc_attr
 from egressd.wire import Answer
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Refresh(NamedTuple):
     question: Question
 
 
+@mypyc_attr(acyclic=True)
 class Kept:
     """An answer: how old it is, whether it is past its TTL, and where it is kept, unless it came just now."""
 

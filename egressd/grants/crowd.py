@@ -19,7 +19,7 @@ __all__ = ["EVICT_MOST", "LOOK", "NEAR", "OVERSHOOT", "Crowd", "oldest_address",
 
 OVERSHOOT: Final = 1024
 """Grants of one name beyond its bound: room for two answers of 512 records until a look, and for what it spares. Past
-it the oldest leave at once. At 136 octets of kernel memory and about 500 of ours, a name in excess costs 650 KiB."""
+it the oldest leave at once. At 136 octets of kernel memory and 370 of ours at most, a name in excess costs 500 KiB."""
 LOOK: Final = 4096
 """Addresses that one look is about, or one more name's: 2,048 and an answer's 512 at most."""
 NEAR: Final = 16

@@ -1,6 +1,7 @@
 """When each grant is to be looked at: by whole seconds, each grant once, gone as soon as the grant is.
 
-A heap would keep what was pushed out until its time comes, which under a flood of long TTLs is most of it.
+A heap would keep what was pushed out until its time comes, which under a flood of long TTLs is most of it. Each grant
+knows its place in the list of its second, so that leaving it costs no search; the last of the list takes the place.
 """
 
 from __future__ import annotations
@@ -8,12 +9,9 @@ from __future__ import annotations
 import heapq
 from typing import Final
 
-from egressd.names import Name
+from egressd.grants.elements import Grant
 
-__all__ = ["Due", "Entry"]
-
-Entry = tuple[int, Name, bytes]
-"""Subject, name, address."""
+__all__ = ["Due"]
 
 HORIZON_S: Final = 600
 """What ends later is looked at in between, so that there are never more seconds than these."""
@@ -23,38 +21,45 @@ class Due:
     """Times are monotonic seconds, as everywhere in the ledger."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, set[Entry]] = {}
+        self._seconds: dict[int, list[Grant]] = {}
         self._order: list[int] = []
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
-    def put(self, entry: Entry, until: float, now: float) -> int:
-        """Remember an entry that is not here; returns the second it is kept under."""
-        second = int(min(until, now + HORIZON_S))
-        entries = self._seconds.get(second)
-        if entries is None:
-            entries = self._seconds[second] = set()
+    def put(self, grant: Grant, now: float) -> None:
+        """Remember a grant that is not here, until it ends."""
+        second = int(min(grant.until, now + HORIZON_S))
+        grants = self._seconds.get(second)
+        if grants is None:
+            grants = self._seconds[second] = []
             heapq.heappush(self._order, second)
-        entries.add(entry)
+        grant.due, grant.place = second, len(grants)
+        grants.append(grant)
         self._size += 1
-        return second
 
-    def remove(self, entry: Entry, second: int) -> None:
-        """Forget an entry, if it is here."""
-        entries = self._seconds.get(second)
-        if entries is not None and entry in entries:
-            entries.remove(entry)
-            self._size -= 1
+    def remove(self, grant: Grant) -> None:
+        """Forget a grant, if it is here."""
+        if grant.place < 0:
+            return
+        grants = self._seconds[grant.due]
+        last = grants.pop()
+        if last is not grant:
+            grants[grant.place] = last
+            last.place = grant.place
+        grant.place = -1
+        self._size -= 1
 
-    def take(self, before: float) -> Entry | None:
-        """An entry whose second is over by then; it is here no more. None if there is none."""
+    def take(self, before: float) -> Grant | None:
+        """A grant whose second is over by then; it is here no more. None if there is none."""
         order = self._order
         while order and order[0] + 1 <= before:
-            entries = self._seconds[order[0]]
-            if entries:
+            grants = self._seconds[order[0]]
+            if grants:
+                grant = grants.pop()
+                grant.place = -1
                 self._size -= 1
-                return entries.pop()
+                return grant
             del self._seconds[heapq.heappop(order)]
         return None

@@ -1,15 +1,14 @@
-"""Elements of the kernel's grant sets: what a grant is made of there, and who holds each of them.
+"""What a grant is, and what it is made of in the kernel: elements of its sets. Who holds them: sets.py.
 
 Sans-IO; `now` and every end are monotonic seconds.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from egressd.compiled import mypyc_attr
 from egressd.model import ANY_PORT, Ports, PortSpan
 from egressd.names import Name
 
@@ -20,12 +19,12 @@ __all__ = [
     "WIDE_RANGE",
     "Admission",
     "Element",
-    "Elements",
     "Grant",
     "GrantView",
     "Key",
     "Permit",
     "expand",
+    "made",
     "milliseconds",
 ]
 
@@ -56,6 +55,13 @@ class Element(NamedTuple):
     refresh: bool
 
 
+def made(
+    subject: int, kind: str, address: bytes, span: PortSpan | None, lifetime_ms: int, comment: str, refresh: bool
+) -> Element:
+    """The same as `Element`, without the Python function that every NamedTuple is made by: half of what one costs."""
+    return tuple.__new__(Element, (subject, kind, address, span, lifetime_ms, comment, refresh))
+
+
 class Admission(NamedTuple):
     """What one answer asks of the kernel: elements to write, and elements that a bound pushed out."""
 
@@ -82,82 +88,23 @@ Permit = Callable[[Name, bytes], Ports]
 """What a policy lets a name open of an address today; empty when nothing."""
 
 
-class _Held:
-    """One element: until when the kernel has it, and which names hold it until when.
-
-    Most are held by one name, and there may be a hundred thousand of them, so that one costs no dictionary. Some are
-    held by a hundred thousand names (a wildcard that leads to a few addresses, under a flood), so that letting go must
-    not look at all of them: as long as somebody holds it to its end, that is when it ends.
-    """
-
-    __slots__ = ("_many", "_name", "_until", "last", "programmed")
-
-    def __init__(self, programmed: float, name: Name) -> None:
-        self.programmed = programmed
-        self.last = 1
-        """Holders that hold it to its very end; at 0 all are to be looked at."""
-        self._name: Name | None = name
-        self._until = programmed
-        self._many: dict[Name, float] | None = None
-        """All holders, from the first time on that there were two."""
-
-    @property
-    def name(self) -> Name | None:
-        """A name that holds it; None if there is none."""
-        return next(iter(self._many), None) if self._many is not None else self._name
-
-    def program(self, until: float) -> None:
-        """The kernel is told another end."""
-        self.programmed = until
-        self.last = 0
-
-    def keep(self, name: Name, until: float) -> None:
-        """`name` holds it until then, whether or not it did before."""
-        self.last += (until == self.programmed) - (self._held_until(name) == self.programmed)
-        if self._many is not None:
-            self._many[name] = until
-        elif self._name is None or self._name == name:
-            self._name, self._until = name, until
-        else:
-            self._many = {self._name: self._until, name: until}
-
-    def let_go(self, name: Name) -> None:
-        self.last -= self._held_until(name) == self.programmed
-        if self._many is not None:
-            self._many.pop(name, None)
-        elif self._name == name:
-            self._name = None
-
-    def ends(self) -> tuple[Name, float]:
-        """The name that holds it longest, and until when. There must be one."""
-        if self._many is not None:
-            return max(self._many.items(), key=lambda item: item[1])
-        if self._name is None:
-            raise LookupError("nobody holds this element")
-        return self._name, self._until
-
-    def shorten(self, until: float) -> None:
-        """It ends with those that hold it longest, which is then."""
-        self.programmed = until
-        ends = self._many.values() if self._many is not None else (self._until,)
-        self.last = sum(1 for end in ends if end == until)
-
-    def _held_until(self, name: Name) -> float:
-        if self._many is not None:
-            return self._many.get(name, -1.0)
-        return self._until if self._name == name else -1.0
-
-
-@dataclass(slots=True)
+@mypyc_attr(acyclic=True)
 class Grant:
     """One address under one name of one subject."""
 
-    ports: Ports
-    until: float
-    due: int = 0
-    """The second that it is kept under in `Due`."""
-    live: bool = False
-    """Whether the last look at the connections found one to it, and no bound has passed it over since (crowd.py)."""
+    __slots__ = ("address", "due", "live", "name", "place", "ports", "subject", "until")
+
+    def __init__(self, subject: int, name: Name, address: bytes, ports: Ports, until: float) -> None:
+        self.subject = subject
+        self.name = name
+        self.address = address
+        self.ports = ports
+        self.until = until
+        self.due = 0
+        """The second that it is kept under in `Due`, and its place there; -1 while it is not there."""
+        self.place = -1
+        self.live = False
+        """Whether the last look at connections found one to it, and no bound has passed it over since (crowd.py)."""
 
 
 _expansions: dict[tuple[Ports, int], tuple[tuple[str, PortSpan | None], ...]] = {}
@@ -193,86 +140,6 @@ def _expand(ports: Ports, family_octets: int) -> Iterable[tuple[str, PortSpan | 
         else:
             out.append(("range", span))
     return out
-
-
-class Elements:
-    """What the kernel's grant sets hold: one entry an element, counted by the names that hold it."""
-
-    def __init__(self) -> None:
-        self.held: dict[Key, _Held] = {}
-        self.ranges: Counter[tuple[int, PortSpan]] = Counter()
-
-    def live(self, subject: int, address: bytes, ports: Ports, until: float) -> bool:
-        """Whether all elements that open `ports` of `address` live at least until then."""
-        held = self.held
-        for kind, span in expand(ports, len(address)):
-            element = held.get((subject, kind, address, span))
-            if element is None or element.programmed < until:
-                return False
-        return True
-
-    def hold(self, subject: int, name: Name, address: bytes, grant: Grant, enough: float, now: float) -> list[Element]:
-        """`name` holds its elements until `grant.until`; those that would not last until `enough` are to be written.
-
-        Elements that last long enough are left alone, and the grant then ends with the first of them.
-        """
-        writes = []
-        held, until = self.held, grant.until
-        keys = [(subject, kind, address, span) for kind, span in expand(grant.ports, len(address))]
-        elements = [held.get(key) for key in keys]
-        for element in elements:
-            if element is not None and enough <= element.programmed < until:
-                until = element.programmed
-        grant.until = until
-        lifetime_ms = milliseconds(until - now)
-        for key, element in zip(keys, elements, strict=True):
-            _, kind, _, span = key
-            if element is None:
-                held[key] = _Held(until, name)
-                if kind == "range" and span is not None:
-                    self.ranges[subject, span] += 1
-                writes.append(Element(subject, kind, address, span, lifetime_ms, name, False))
-                continue
-            if element.programmed < enough:
-                element.program(until)
-                writes.append(Element(subject, kind, address, span, lifetime_ms, name, True))
-            element.keep(name, until)
-        return writes
-
-    def release(self, subject: int, name: Name, address: bytes, ports: Ports, now: float) -> list[Element]:
-        """`name` lets go; the elements that nobody else holds are returned, to leave the kernel.
-
-        A name that only lingers holds nothing that would outlive it.
-        """
-        gone = []
-        for kind, span in expand(ports, len(address)):
-            key = (subject, kind, address, span)
-            element = self.held.get(key)
-            if element is None:
-                continue
-            element.let_go(name)
-            if element.name is not None and (element.programmed <= now or element.last > 0 or element.ends()[1] > now):
-                continue
-            del self.held[key]
-            if kind == "range" and span is not None:
-                self.ranges[subject, span] -= 1
-                if not self.ranges[subject, span]:
-                    del self.ranges[subject, span]
-            gone.append(Element(subject, kind, address, span, 0, name, False))
-        return gone
-
-    def shorten(self, subject: int, address: bytes, ports: Ports, now: float) -> list[Element]:
-        """Elements that outlive the last of the names still holding them, cut to that name's time."""
-        writes = []
-        for kind, span in expand(ports, len(address)):
-            element = self.held.get((subject, kind, address, span))
-            if element is None or element.name is None or element.last > 0 or element.programmed <= now:
-                continue
-            name, until = element.ends()
-            if until < element.programmed and until > now:
-                element.shorten(until)
-                writes.append(Element(subject, kind, address, span, milliseconds(until - now), name, True))
-        return writes
 
 
 def milliseconds(seconds: float) -> int:

@@ -20,14 +20,13 @@ from egressd.grants.elements import (
     UNSELECTED_SUBJECT,
     Admission,
     Element,
-    Elements,
     Grant,
     GrantView,
-    Key,
     Permit,
     milliseconds,
 )
-from egressd.model import Ports, PortSpan
+from egressd.grants.sets import Elements
+from egressd.model import Ports
 from egressd.names import Name
 
 __all__ = ["Ledger"]
@@ -99,9 +98,9 @@ class Ledger:
                 and (subject == UNSELECTED_SUBJECT or self._elements.live(subject, address, ports, enough))
             ):
                 continue
-            if admission is NOTHING:
+            if admission is NOTHING and subject != UNSELECTED_SUBJECT:
                 admission = Admission([], [])
-            self._open(subject, name, address, Grant(ports, now + lifetime), enough, now, admission)
+            self._open(subject, name, address, ports, now + lifetime, enough, now, admission)
         if len(held) > self.per_name or len(self._due) > self.total:
             admission = self._bound(subject, name, now, admission)
         return admission
@@ -122,32 +121,49 @@ class Ledger:
         return names.get(name, {}) if names is not None else {}
 
     def _open(
-        self, subject: int, name: Name, address: bytes, grant: Grant, enough: float, now: float, out: Admission
+        self,
+        subject: int,
+        name: Name,
+        address: bytes,
+        ports: Ports,
+        until: float,
+        enough: float,
+        now: float,
+        out: Admission,
     ) -> None:
+        """`ports` of the address are open until then, because of this name; `enough` as in `Elements.hold`."""
         held = self._held(subject, name)
-        before = held.pop(address, None)
-        held[address] = grant  # inserted last: `held` is in order of renewal, oldest first
-        if before is None:
-            self._sizes[subject] += 1
+        grant = held.get(address)
+        if grant is None:
+            grant = held[address] = Grant(subject, name, address, ports, until)
+            self._due.put(grant, now)
+            self._sizes[subject] = self._sizes.get(subject, 0) + 1
             if len(held) > self.per_name and subject != UNSELECTED_SUBJECT:
                 self._crowded[subject, name] = None
-            grant.due = self._due.put((subject, name, address), grant.until, now)
         else:
-            grant.due, grant.live = before.due, before.live
-            if before.ports == grant.ports:
-                grant.until = max(grant.until, before.until)
-        if before is not None and before.ports != grant.ports and subject != UNSELECTED_SUBJECT:
-            self.generation += 1
-            out.gone.extend(self._elements.release(subject, name, address, before.ports, now))
-            out.writes.extend(self._elements.shorten(subject, address, before.ports, now))
+            del held[address]
+            held[address] = grant  # inserted last: `held` is in order of renewal, oldest first
+            self._renew(grant, ports, until, now, out)
         if subject != UNSELECTED_SUBJECT:
-            out.writes.extend(self._elements.hold(subject, name, address, grant, enough, now))
+            out.writes.extend(self._elements.hold(grant, enough, now))
+
+    def _renew(self, grant: Grant, ports: Ports, until: float, now: float, out: Admission) -> None:
+        """The same name led to the same address again; with other ports, if its policies have changed meanwhile."""
+        before = grant.ports
+        if before is ports or before == ports:
+            grant.until = max(until, grant.until)
+            return
+        if grant.subject != UNSELECTED_SUBJECT:
+            self.generation += 1
+            out.gone.extend(self._elements.release(grant, now))
+            out.writes.extend(self._elements.shorten(grant.subject, grant.address, before, now))
+        grant.ports, grant.until = ports, until
 
     def doubt(self, writes: Iterable[Element]) -> None:
         """The kernel refused these writes: whether the elements are there is unknown until they are written again."""
         self.generation += 1
         for write in writes:
-            element = self._elements.held.get(write[:4])
+            element = self._elements.find(write[:4])
             if element is not None:
                 element.program(0.0)
 
@@ -248,7 +264,7 @@ class Ledger:
         self.generation += 1
         names = self._names[subject]
         grant = names[name].pop(address)
-        self._due.remove((subject, name, address), grant.due)
+        self._due.remove(grant)
         self._sizes[subject] -= 1
         if not names[name]:
             del names[name]
@@ -257,19 +273,20 @@ class Ledger:
             del self._names[subject], self._sizes[subject]
         if subject == UNSELECTED_SUBJECT:
             return Admission([], [])
-        gone = self._elements.release(subject, name, address, grant.ports, now)
-        return Admission(self._elements.shorten(subject, address, grant.ports, now), gone)
+        gone = self._elements.release(grant, now)
+        writes = self._elements.shorten(subject, address, grant.ports, now)
+        if subject not in self._names:
+            self._elements.forget(subject)
+        return Admission(writes, gone)
 
     def expire(self, now: float, limit: int = 10_000) -> int:
         """Forget what ended more than `LINGER_S` ago, `limit` at most; the kernel drops it by itself."""
         dropped = 0
-        while dropped < limit and (entry := self._due.take(now - LINGER_S)) is not None:
-            subject, name, address = entry
-            grant = self._names[subject][name][address]
+        while dropped < limit and (grant := self._due.take(now - LINGER_S)) is not None:
             if grant.until + LINGER_S >= now:
-                grant.due = self._due.put(entry, grant.until, now)
+                self._due.put(grant, now)
                 continue
-            self._drop(subject, name, address, now)
+            self._drop(grant.subject, grant.name, grant.address, now)
             dropped += 1
         return dropped
 
@@ -283,9 +300,10 @@ class Ledger:
             if ports == grant.ports:
                 continue
             if ports:
-                self._open(subject, name, address, Grant(ports, grant.until), grant.until, now, out)
+                before = grant.ports
+                self._open(subject, name, address, ports, grant.until, grant.until, now, out)
                 if subject != UNSELECTED_SUBJECT:
-                    out.writes.extend(self._elements.shorten(subject, address, grant.ports, now))
+                    out.writes.extend(self._elements.shorten(subject, address, before, now))
                 continue
             dropped = self._drop(subject, name, address, now)
             out.gone.extend(dropped.gone)
@@ -298,7 +316,7 @@ class Ledger:
         before = {element[:4] for element in change.gone} | {write[:4] for write in change.writes if write.refresh}
         out = Admission([], [])
         for key, element in touched.items():
-            held = self._elements.held.get(key)
+            held = self._elements.find(key)
             if held is None:
                 out.gone.append(element)
             else:
@@ -313,7 +331,7 @@ class Ledger:
             ports = permit(name, address)
             known = self._of(target, name).get(address)
             if ports and (known is None or known.until < grant.until):
-                self._open(target, name, address, Grant(ports, grant.until), grant.until, now, out)
+                self._open(target, name, address, ports, grant.until, grant.until, now, out)
         return out.writes
 
     def forget(self, subject: int) -> None:
@@ -325,15 +343,15 @@ class Ledger:
     def rewrite(self, subject: int, now: float) -> list[Element]:
         """Every live element of the subject, for a kernel that has lost them or never had them."""
         out = []
-        for (number, kind, address, span), element in self._elements.held.items():
-            if number == subject and element.programmed > now and (name := element.name) is not None:
+        for its, address, element in self._elements.of(subject):
+            if element.programmed > now and (name := element.name) is not None:
                 lifetime_ms = milliseconds(element.programmed - now)
-                out.append(Element(number, kind, address, span, lifetime_ms, name, False))
+                out.append(Element(subject, its.kind, address, its.span, lifetime_ms, name, False))
         return out
 
     def restore(self, subject: int, name: Name, address: bytes, ports: Ports, until: float, now: float) -> None:
         """Remember a grant that an earlier run of the daemon gave; the kernel is told by `rewrite`."""
-        self._open(subject, name, address, Grant(ports, until), until, now, Admission([], []))
+        self._open(subject, name, address, ports, until, until, now, Admission([], []))
 
     # ----------------------------------------------------------------------------------------- questions
 
@@ -347,19 +365,7 @@ class Ledger:
 
     def opens(self, subject: int, address: bytes, protocol: int, port: int, now: float) -> bool:
         """Whether a live grant of the subject opens this port of this address. `port` is 0 for protocols without."""
-        held = self._elements.held
-        keys: list[Key] = [
-            (subject, "any", address, None),
-            (subject, "port", address, PortSpan(protocol, protocol, port, port)),
-        ]
-        keys += [
-            (subject, "range", address, span)
-            for number, span in self._elements.ranges
-            if number == subject
-            and span.first_protocol <= protocol <= span.last_protocol
-            and span.first_port <= port <= span.last_port
-        ]
-        return any((element := held.get(key)) is not None and element.programmed > now for key in keys)
+        return self._elements.opens(subject, address, protocol, port, now)
 
     def views(self, subject: int, name: Name, now: float) -> list[GrantView]:
         """The live grants that a name has given a subject."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
@@ -81,8 +81,8 @@ class Book:
         self.read(add, None)
         return sums
 
-    def know(self, peers: Iterable[tuple[str, str]], *, flows: bool) -> None:
-        """The peers of all policies in force, and whether allowed flows are recorded."""
+    def know(self, peers: Mapping[str, Iterable[str]], *, flows: bool) -> None:
+        """The peers of all policies in force, by policy, and whether allowed flows are recorded."""
 
         def tell(store: Store) -> None:
             store.know(peers, self._clock())
@@ -141,7 +141,7 @@ class Book:
         fresh = Store(self._path, self._settings.max_rows, self._settings.max_bytes, self._clock())
         if before is not None:
             kept, _ = observations(before, Filter(), MEMORY_ROWS)
-            fresh.write({one.key: one.sums for one in kept})
+            fresh.write({one.key: one.sums for one in kept}, hourly=False)
             before.close()
             self._mention(f"{self._path} can be written again")
             self._said = ""

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Final
 
 from egressd.history.observation import MANY_PORTS, Key
-from egressd.schema.words import registrable
+from egressd.schema.words import registrable, registrable_under
 
 __all__ = ["EVERYTHING", "Folding", "domain_of"]
 
@@ -28,6 +28,10 @@ TOTAL: Final = 50_000
 EVERYTHING: Final = "*"
 BLOCK_BITS: Final = {4: 16, 6: 32}
 """Prefix that stands for a registrable domain where there are only addresses."""
+
+
+_under: Final = lru_cache(2048)(registrable_under)
+"""Random names under one domain thus cost one look at the list of public suffixes, not one each."""
 
 
 @dataclass(slots=True)
@@ -60,7 +64,7 @@ class Folding:
         if workload is None:
             workload = self._workloads[key.namespace, key.workload] = _Workload()
         name = self._name(workload, key)
-        folded = key if name == key.name else key._replace(name=name)
+        folded = key if name is key.name else Key._make((*key[:3], name, *key[4:]))
         if key.event == "flow" and not self._port(workload, folded):
             folded = folded._replace(port=MANY_PORTS)
         self.folded += folded is not key
@@ -96,13 +100,13 @@ class Folding:
         return True
 
 
-@lru_cache(2048)
 def domain_of(name: str, event: str) -> str:
     """The domain that names are counted under: the registrable one, of an address its block."""
     if event == "flow":
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
-            return registrable(name)
-        return str(ipaddress.ip_network((address, BLOCK_BITS[address.version]), strict=False))
-    return registrable(name)
+            pass
+        else:
+            return str(ipaddress.ip_network((address, BLOCK_BITS[address.version]), strict=False))
+    return _under(name.partition(".")[2]) or registrable(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -17,17 +17,20 @@ from typing import Any, Final, TypeVar
 from egressd.history.book import Book
 from egressd.history.folding import Folding, domain_of
 from egressd.history.observation import Edge, Filter, Observation, Trace, Use
-from egressd.history.pending import Pending
+from egressd.history.pending import MAX_KEYS, Pending
 from egressd.history.reading import Traffic, edges, observations, survey
 from egressd.history.store import Store
 from egressd.model import Block, Policy
 from egressd.policy import block_text
 from egressd.settings import History
 
-__all__ = ["FLUSH_S", "Counts", "Keeper", "Span", "peers_of"]
+__all__ = ["Counts", "Keeper", "Span", "peers_of"]
 
-FLUSH_S: Final = 5.0
-"""Seconds until what was seen is on the disk: what a kill -9 costs."""
+LOOK_S: Final = 5.0
+LOOKS: Final = 3
+"""What was seen is on the disk at the third look, unless somebody asks before: a kill -9 costs 15 seconds at most."""
+MANY: Final = MAX_KEYS // 4
+"""Entries with which it does not wait for the third look: far from where names are lost."""
 SURVEY_S: Final = 8.0
 """Seconds that going through all there is may take; a million rows take three of CPU time."""
 
@@ -90,10 +93,10 @@ class Keeper:
         failures = self._failures + book.failures
         return Counts(book.rows, book.octets, pending.taken, self._folding.folded, pending.dropped, failures)
 
-    def feed(self, lines: bytes) -> None:
-        """Take audit lines as they pass by; never waits."""
+    def feed(self, lines: bytes, kinds: Sequence[int] = ()) -> None:
+        """Take audit lines as they pass by, and their kinds (`link.Lines`); never waits."""
         if self.on:
-            self._pending.feed(lines)
+            self._pending.feed(lines, kinds)
 
     def know(self, policies: Iterable[Policy], cluster: Iterable[Block], *, flows: bool) -> None:
         """Policies in force, the cluster's blocks, and whether allowed flows are recorded; written at the next turn."""
@@ -107,8 +110,7 @@ class Keeper:
             await asyncio.to_thread(domain_of, "example", "dns")  # reads the public suffixes: a tenth of a second
         while not self._closing.is_set():
             await self._write()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), FLUSH_S)
+            await self._rest()
         await self._write()
         async with self._turn:
             await asyncio.to_thread(self._book.close)
@@ -126,6 +128,14 @@ class Keeper:
                 await asyncio.to_thread(self._book.close)
                 self._failures += self._book.failures
                 self._settings, self._book = settings, Book(settings, clock=self._clock)
+
+    async def _rest(self) -> None:
+        """Until it is time to write again."""
+        for _ in range(LOOKS):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), LOOK_S)
+            if self._closing.is_set() or self._policies is not None or len(self._pending) >= MANY:
+                return
 
     async def _write(self) -> None:
         try:
@@ -172,13 +182,29 @@ class Keeper:
             def work() -> T:
                 book.write(sums)
                 if policies is not None:
-                    book.know({(policy.name, peer) for policy in policies for peer in peers_of(policy)}, flows=flows)
+                    book.know(_Peers(policies), flows=flows)
                 return book.read(question, nothing)
 
             try:
                 return await asyncio.to_thread(work)
             finally:
                 self._pending.give_back(sums)  # what could not be written
+
+
+class _Peers(Mapping[str, Iterable[str]]):
+    """The peers of each policy by its name, spelled out only while they are looked at."""
+
+    def __init__(self, policies: Iterable[Policy]) -> None:
+        self._policies = {policy.name: policy for policy in policies}
+
+    def __getitem__(self, name: str) -> Iterable[str]:
+        return peers_of(self._policies[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._policies)
+
+    def __len__(self) -> int:
+        return len(self._policies)
 
 
 def peers_of(policy: Policy) -> Iterator[str]:

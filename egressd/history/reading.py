@@ -1,4 +1,4 @@
-"""Questions to the database: a day at a time, the newest first, within a number of answers and a time.
+"""Questions to the database: a day or an hour at a time, the newest first, within a number of answers and a time.
 
 Whatever is asked, what a question costs is bounded: a day is read in the order in which it lies, without a sort, and
 when the time is over the answer is what was found so far, and says so.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -82,12 +82,20 @@ def _within(store: Store, seconds: float) -> Iterator[_Clock]:
 
 def _select(store: Store, what: str, wanted: Filter, rest: str, *values: object) -> Iterator[tuple[Any, ...]]:
     """The rows of each day that are wanted, the newest day first."""
-    conditions, given = _conditions(wanted)
-    statement = f"SELECT {what} FROM observations WHERE {' AND '.join(['day = ?', *conditions])} {rest}"  # noqa: S608 - ours
     first, last = wanted.since // DAY_S, None if wanted.until is None else wanted.until // DAY_S
-    for day in store.days:
-        if day >= first and (last is None or day <= last):
-            yield from store.connection.execute(statement, (day, *given, *values))
+    days = [day for day in store.days if day >= first and (last is None or day <= last)]
+    yield from _read(store, "observations", "day", days, (what, wanted, rest, *values))
+
+
+def _read(
+    store: Store, table: str, column: str, spans: Iterable[int], question: tuple[Any, ...]
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of each of these days or hours; a question is what is wanted, which rows, and how they end."""
+    what, wanted, rest, *values = question
+    conditions, given = _conditions(wanted)
+    statement = f"SELECT {what} FROM {table} WHERE {' AND '.join([f'{column} = ?', *conditions])} {rest}"  # noqa: S608 - ours
+    for span in spans:
+        yield from store.connection.execute(statement, (span, *given, *values))
 
 
 def _conditions(wanted: Filter) -> tuple[list[str], list[object]]:
@@ -130,7 +138,8 @@ def observations(store: Store, wanted: Filter, limit: int) -> tuple[list[Observa
 
 
 def edges(store: Store, wanted: Filter, limit: int) -> tuple[dict[Edge, Traffic], bool]:
-    """Who did what with which name, summed up over days; whether there is more. Of more, the newest days' are told."""
+    """Who did what with which name, summed up over days, or over hours where those are known since then; whether there
+    is more. Of more, the newest days' or hours' are told."""
     found: dict[Edge, Traffic] = {}
     more = False
     what = (
@@ -138,8 +147,14 @@ def edges(store: Store, wanted: Filter, limit: int) -> tuple[dict[Edge, Traffic]
         "group_concat(DISTINCT iif(event = 'flow', port || '/' || protocol, NULL)), "
         f"sum(iif(answer = '{ABSENT}', count, 0)), min(first_seen), max(last_seen)"
     )
+    hours = store.hours_since(wanted.since) if wanted.until is None else None
+    grouped = f"GROUP BY {_EDGE}"
+    if hours is None:
+        rows = _select(store, what, wanted, grouped)
+    else:
+        rows = _read(store, "hours", "hour", hours, (what, wanted, grouped))
     with _within(store, ANSWER_S) as clock:
-        for row in _select(store, what, wanted, f"GROUP BY {_EDGE}"):
+        for row in rows:
             edge = Edge._make((*row[:7], bool(row[7])))
             if edge not in found and len(found) >= limit:
                 more = True

@@ -1,7 +1,7 @@
 """The file of history: one SQLite database, bounded in rows and octets, the oldest day pruned first.
 
-The only home of sqlite3 beside `reading`. Everything here blocks as long as the disk does and belongs to one thread at
-a time; every failure is a `sqlite3.Error` or an `OSError`, and `book` knows what becomes of it.
+The only home of sqlite3 beside `hours` and `reading`. Everything here blocks as long as the disk does and belongs to
+one thread at a time; every failure is a `sqlite3.Error` or an `OSError`, and `book` knows what becomes of it.
 
 WAL (https://sqlite.org/wal.html), so that a reader and a writer, or two daemons during a hand-over, never wait for
 each other's disk; `synchronous = NORMAL`, so that a power cut may cost the last seconds but never the file.
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from egressd.history.hours import HOUR_S, Hours
 from egressd.history.observation import DAY_S, Key, Sums, Use
 
 __all__ = ["BATCH", "BUSY_S", "VERSION", "ForeignFile", "Store"]
@@ -99,6 +100,7 @@ class Store:
         place = ":memory:" if path is None else str(path)
         self.connection = sqlite3.connect(place, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         self.connection.text_factory = _text
+        self._hours = Hours(self.connection, max_rows)
         try:
             self._prepare(now)
         except BaseException:
@@ -124,6 +126,9 @@ class Store:
         if self._number("PRAGMA user_version") != VERSION:
             raise ForeignFile(f"it is not of version {VERSION}")
         run(f"PRAGMA max_page_count = {self._max_pages}").fetchall()
+        if "hours" not in self.facts:
+            with self._transaction():
+                self._hours.create(now)
         self._number("SELECT value FROM facts WHERE name = 'begun'")
 
     def _create(self, now: float) -> None:
@@ -163,8 +168,18 @@ class Store:
 
     @property
     def facts(self) -> dict[str, int]:
-        """`begun`: since when nothing is missing; `flows`: since when allowed flows are recorded; in seconds."""
+        """Since when nothing lacks (`begun`), allowed flows are recorded (`flows`), hours are whole (`hours`); in s."""
         return dict(self.connection.execute("SELECT name, value FROM facts"))
+
+    def hours_since(self, since: float) -> list[int] | None:
+        """The hours of which there is something, from a time in seconds on, the newest first; None where some lack.
+
+        What begins with a day is told by days: that is less to read.
+        """
+        facts = self.facts
+        if since % DAY_S == 0 or facts["hours"] > max(since, facts["begun"]):
+            return None
+        return [hour for hour in self._hours.rows if hour >= since // HOUR_S]
 
     @property
     def uses(self) -> dict[tuple[str, str], Use]:
@@ -197,17 +212,20 @@ class Store:
 
     # -------------------------------------------------------------------------------------------------- writing
 
-    def write(self, sums: dict[Key, Sums]) -> None:
-        """Add sums to what is there, in several transactions; what is written is taken out of `sums`."""
+    def write(self, sums: dict[Key, Sums], *, hourly: bool = True) -> None:
+        """Add sums to what is there, in several transactions; what is written is taken out of `sums`.
+
+        Not `hourly`: those are of whole days, and of hours nothing is known before now.
+        """
         keys = sorted(sums)
         for start in range(0, len(keys), BATCH):
             batch = keys[start : start + BATCH]
-            self._add({key: sums[key] for key in batch})
+            self._add({key: sums[key] for key in batch}, hourly=hourly)
             for key in batch:
                 del sums[key]
             self._prune()
 
-    def _add(self, sums: Mapping[Key, Sums]) -> None:
+    def _add(self, sums: Mapping[Key, Sums], *, hourly: bool) -> None:
         used: dict[tuple[str, str], Use] = {}
         for key, (_, last, count, _) in sums.items():
             if key.policy:
@@ -216,18 +234,29 @@ class Store:
         with self._transaction():
             self.connection.executemany(_ADD, [(*key, *more) for key, more in sums.items()])
             self.connection.executemany(_ADD_USE, [(*rule, *use) for rule, use in used.items()])
+            if hourly:
+                self._hours.add(sums)
+            else:
+                self._hours.begin(max(more.last_seen for more in sums.values()) + 1)
 
-    def know(self, peers: Iterable[tuple[str, str]], now: float) -> None:
-        """These are the peers of all policies now: those that were not there are new, those that are gone are not."""
-        wanted = set(peers)
+    def know(self, peers: Mapping[str, Iterable[str]], now: float) -> None:
+        """These are the peers of all policies now: those that were not there are new, those that are gone are not.
+
+        Policy by policy: a thousand of them have tens of thousands of peers, which need not be in memory together.
+        """
+        run, run_all = self.connection.execute, self.connection.executemany
         with self._transaction():
-            known = self.peers.keys()
-            gone, new = known - wanted, sorted(wanted - known)[: MAX_PEERS - len(known & wanted)]
-            self.connection.executemany("DELETE FROM peers WHERE policy = ? AND peer = ?", gone)
-            self.connection.executemany(
-                "INSERT INTO peers VALUES (?, ?, ?)", [(policy, peer, int(now)) for policy, peer in new]
-            )
-            self.connection.execute(
+            present = [policy for (policy,) in run("SELECT DISTINCT policy FROM peers")]
+            run_all("DELETE FROM peers WHERE policy = ?", [(policy,) for policy in present if policy not in peers])
+            room = MAX_PEERS - self._number("SELECT count(*) FROM peers")
+            for policy, all_of_it in peers.items():
+                wanted = set(all_of_it)
+                known = {peer for (peer,) in run("SELECT peer FROM peers WHERE policy = ?", (policy,))}
+                gone, new = known - wanted, sorted(wanted - known)[: room + len(known - wanted)]
+                run_all("DELETE FROM peers WHERE policy = ? AND peer = ?", [(policy, peer) for peer in gone])
+                run_all("INSERT INTO peers VALUES (?, ?, ?)", [(policy, peer, int(now)) for peer in new])
+                room += len(gone) - len(new)
+            run(
                 "DELETE FROM uses WHERE (policy, rule) IN "
                 "(SELECT policy, rule FROM uses ORDER BY last_seen DESC LIMIT -1 OFFSET ?)",
                 (MAX_USES,),
@@ -247,10 +276,15 @@ class Store:
 
     def _prune(self) -> None:
         """Delete the oldest while there is too much. Each step deletes something, so it ends."""
+        while self._hours.over:
+            with self._transaction():
+                self._hours.forget_some()
         if not self._over(1.0):
             return
         while self._over(ROOM) and (days := self.days):
             with self._transaction():
+                if self._full(ROOM) and self._hours.forget_some():
+                    continue
                 begun = self._delete_some(days[-1], last=len(days) == 1)
                 self.connection.execute(
                     "UPDATE facts SET value = max(value, ?) WHERE name = 'begun'", (begun,)
@@ -258,8 +292,11 @@ class Store:
         self.connection.execute(f"PRAGMA incremental_vacuum({BATCH})").fetchall()
 
     def _over(self, part: float) -> bool:
+        return self.rows > self._max_rows * part or self._full(part)
+
+    def _full(self, part: float) -> bool:
         pages = self._number("PRAGMA page_count") - self._number("PRAGMA freelist_count")
-        return self.rows > self._max_rows * part or pages > self._max_pages * ROOM * part
+        return pages > self._max_pages * ROOM * part
 
     def _delete_some(self, day: int, *, last: bool) -> int:
         """Delete a few thousand rows of a day, of the last one those not seen for longest; returns what it begins."""

@@ -16,6 +16,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+import egressd.kernel.library  # noqa: F401 - before any part of pyroute2
+
+# isort: split
 from pyroute2.netlink import NLM_F_CREATE
 from pyroute2.netlink.nfnetlink.nftsocket import NFPROTO_IPV4, NFPROTO_IPV6, NFT_MSG_DELTABLE, NFT_MSG_NEWTABLE
 

@@ -15,6 +15,7 @@ __all__ = [
     "INSTANCE",
     "NFT_COMMENT_MAX",
     "SET_COMMENT",
+    "USER_DATA_MAX",
     "read_comment",
     "read_datum",
     "user_data",

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
 from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_DELSETELEM, NFT_MSG_NEWSETELEM
 
-from egressd.kernel.comments import COMMENT, user_data
+from egressd.kernel.comments import COMMENT, USER_DATA_MAX, user_data
 from egressd.kernel.netlink import NESTED, blob, nested, string
 from egressd.kernel.sets import grant_set, split_name
 
@@ -48,8 +47,16 @@ and never 0, which would be for ever."""
 INTERVAL_END: Final = 1
 """NFT_SET_ELEM_INTERVAL_END"""
 
-KEY, DATA, FLAGS, ELEMENT_TIMEOUT, EXPIRATION, USER_DATA, KEY_END = 1, 2, 3, 4, 5, 6, 10
+KEY: Final = 1
+DATA: Final = 2
+FLAGS: Final = 3
+ELEMENT_TIMEOUT: Final = 4
+EXPIRATION: Final = 5
+USER_DATA: Final = 6
+KEY_END: Final = 10
 """NFTA_SET_ELEM_…"""
+_COMMENT_HEADS: Final = tuple([struct.pack("=HH", size + 4, USER_DATA) for size in range(USER_DATA_MAX + 1)])
+_PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
 _LIFETIME: Final = struct.Struct(">Q")
 _TIMEOUT_HEADER: Final = struct.pack("=HH", 12, ELEMENT_TIMEOUT)
 _NESTED_HEADER: Final = struct.Struct("=HH")
@@ -71,9 +78,11 @@ def element(key: bytes, *, end: bytes = b"", data: bytes = b"", lifetime_ms: int
     return nested(1, *parts)
 
 
-@lru_cache(maxsize=8192)
 def _comment(text: str) -> bytes:
-    return blob(USER_DATA, user_data(COMMENT, text))
+    """The attribute that holds a comment: `blob`, with heads made beforehand, as every grant has one."""
+    data = user_data(COMMENT, text)
+    size = len(data)
+    return _COMMENT_HEADS[size] + data + _PADDING[size & 3]
 
 
 def endpoint(address: bytes, protocol: int, port: int) -> bytes:
@@ -134,12 +143,12 @@ def bodies(header: bytes, elements: Iterable[bytes]) -> Iterator[bytes]:
     size = 0
     for entry in elements:
         if size + len(entry) > LIST_MAX:
-            yield header + nested(3, *pending)
+            yield header + _NESTED_HEADER.pack(size + 4, 3 | NESTED) + b"".join(pending)
             pending, size = [], 0
         pending.append(entry)
         size += len(entry)
     if pending:
-        yield header + nested(3, *pending)
+        yield header + _NESTED_HEADER.pack(size + 4, 3 | NESTED) + b"".join(pending)
 
 
 def add_elements(header: bytes, elements: Iterable[bytes], flags: int = 0) -> Iterator[Body]:
@@ -163,7 +172,8 @@ def renew_elements(header: bytes, elements: Sequence[bytes]) -> Iterator[Body]:
 
 _PORT_FIELDS: Final = struct.Struct(">B3xH2x")
 _ENTRY_HEADER: Final = struct.Struct("=HHHHHH")
-_ENTRY, _KEY = 1 | NESTED, KEY | NESTED
+_ENTRY: Final = 1 | NESTED
+_KEY: Final = KEY | NESTED
 
 
 def pack_grant(grant: Element) -> bytes:
@@ -198,6 +208,8 @@ class GrantWriter:
         """What puts grants into the kernel: fresh ones as such, others (`renew`: all) renewed."""
         if len(grants) == 1:
             return self._single(grants[0], renew=renew)
+        if not renew and not any(grant[6] for grant in grants):
+            return self._fresh(grants)
         fresh, renewed = self._grouped(grants, renew=renew)
         messages: list[Body] = []
         for header, entries in fresh.items():
@@ -217,6 +229,17 @@ class GrantWriter:
             (NFT_MSG_DELSETELEM, 0, body),
             (NFT_MSG_NEWSETELEM, NLM_F_CREATE, body),
         ]
+
+    def _fresh(self, grants: Sequence[Element]) -> list[Body]:
+        """Grants none of which is there already: what new names lead to."""
+        sets: dict[bytes, list[bytes]] = {}
+        for grant in grants:
+            header = self._headers.grant(grant[0], grant[1], len(grant[2]))
+            entries = sets.get(header)
+            if entries is None:
+                sets[header] = entries = []
+            entries.append(pack_grant(grant))
+        return [body for header, entries in sets.items() for body in add_elements(header, entries, NLM_F_EXCL)]
 
     def _grouped(
         self, grants: Sequence[Element], *, renew: bool

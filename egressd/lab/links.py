@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from pyroute2 import IPRoute
+from pyroute2.iproute import IPRoute
 
 from egressd.lab.patience import eventually
 from egressd.lab.space import Space

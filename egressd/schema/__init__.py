@@ -6,6 +6,11 @@ problems with line and column (`SettingsError` for settings); anything else is a
 
 from __future__ import annotations
 
+from typing import Final
+
+import pydantic
+import yaml
+
 from egressd.schema.config import load_settings, read_settings, resolvers_of, stated_settings
 from egressd.schema.document import json_schema
 from egressd.schema.manifest import (
@@ -28,6 +33,7 @@ from egressd.schema.words import read_address, read_block
 
 __all__ = [
     "POLICY_LABEL",
+    "READ_WITH",
     "BarePolicy",
     "ConfigMapObject",
     "Manifest",
@@ -53,3 +59,6 @@ __all__ = [
     "workload_of",
     "yaml_text",
 ]
+
+READ_WITH: Final = f"pydantic {pydantic.VERSION}, yaml {yaml.__version__}"
+"""The libraries that what a text means may depend on."""

@@ -7,7 +7,7 @@ file are. Lists (`kind: List`, `PodList` …) are opened. JSON is read as the YA
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
@@ -245,15 +245,27 @@ def policy_name(namespace: str, configmap: str, key: str) -> str:
     return f"{namespace}/{configmap}" if key in {"policy.yaml", "policy.yml"} else f"{namespace}/{configmap}/{key}"
 
 
-def policies_of(configmap: ConfigMapObject, policy_namespace: str) -> tuple[dict[str, Policy], list[Problem], set[str]]:
+Known = Callable[[str, str], Policy | None]
+"""The policy of that name that this text was read as before, without any problem, in the same policy namespace."""
+
+
+def _nothing_known(_name: str, _text: str) -> Policy | None:
+    return None
+
+
+def policies_of(
+    configmap: ConfigMapObject, policy_namespace: str, known: Known = _nothing_known
+) -> tuple[dict[str, Policy], list[Problem], set[str]]:
     """The policies of a ConfigMap by name, what is wrong with it, and the names of those refused.
 
-    One without the label has none.
+    One without the label has none. What is `known` is not read again.
     """
-    return _policies(configmap, policy_namespace) if configmap.labelled else ({}, [], set())
+    return _policies(configmap, policy_namespace, known) if configmap.labelled else ({}, [], set())
 
 
-def _policies(configmap: ConfigMapObject, policy_namespace: str) -> tuple[dict[str, Policy], list[Problem], set[str]]:
+def _policies(
+    configmap: ConfigMapObject, policy_namespace: str, known: Known = _nothing_known
+) -> tuple[dict[str, Policy], list[Problem], set[str]]:
     policies: dict[str, Policy] = {}
     problems: list[Problem] = []
     refused: set[str] = set()
@@ -267,6 +279,9 @@ def _policies(configmap: ConfigMapObject, policy_namespace: str) -> tuple[dict[s
             problems.append(Problem(configmap.file, line, column, "error", message))
             policies.pop(name, None)
             refused.add(name)
+            continue
+        if (again := known(name, text)) is not None:
+            policies[name] = again
             continue
         policy, found = read_policy(
             text,

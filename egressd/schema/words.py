@@ -23,6 +23,7 @@ __all__ = [
     "read_peer",
     "read_spans",
     "registrable",
+    "registrable_under",
     "spans_strangers",
     "suffix_warning",
 ]
@@ -131,12 +132,38 @@ def registrable(name: str) -> str:
     return found or ".".join(name.rsplit(".", 2)[-2:])
 
 
+def registrable_under(parent: str) -> str:
+    """What `registrable` says of every name right under `parent`; empty where they may lie under different domains."""
+    if "." not in parent or _over_suffix(parent):
+        return ""
+    found: str | None = _suffixes().privatesuffix(parent)
+    if found is None and _suffixes().is_public(parent):  # by a rule with a wildcard
+        return ""
+    return found or ".".join(parent.rsplit(".", 2)[-2:])
+
+
+def _over_suffix(domain: str) -> bool:
+    """Whether the domain is a public suffix, the stem of one with a wildcard, or above one of these."""
+    return domain in _listed() or domain in _above_listed()
+
+
+def _listed() -> frozenset[str]:
+    """Public suffixes as they are in the list, with `*.` and `!`."""
+    found: frozenset[str] = _suffixes()._publicsuffix  # noqa: SLF001 - it has no other list
+    return found
+
+
 @cache
-def _over_suffixes() -> frozenset[str]:
-    """Every public suffix, the stem of every one with a wildcard, and every domain that one of them lies under."""
-    suffixes = (suffix.lstrip("*!.") for suffix in _suffixes()._publicsuffix)  # noqa: SLF001 - it has no other list
-    labels = (suffix.split(".") for suffix in suffixes)
-    return frozenset(".".join(parts[index:]) for parts in labels for index in range(len(parts)))
+def _above_listed() -> frozenset[str]:
+    """What the list leads to, and does not have itself: some hundred, where the list has ten thousand."""
+    listed, found = _listed(), set()
+    for suffix in listed:
+        domain = suffix.lstrip("*!.")
+        while domain:
+            if domain not in listed:
+                found.add(domain)
+            domain = domain.partition(".")[2]
+    return frozenset(found)
 
 
 def spans_strangers(domain: Name) -> bool:
@@ -144,7 +171,7 @@ def spans_strangers(domain: Name) -> bool:
 
     So it is for a public suffix, for whatever has one below it, and for a single label, be it in the list or not.
     """
-    return "." not in domain or domain in _over_suffixes() or bool(_suffixes().is_public(domain))
+    return "." not in domain or _over_suffix(domain) or bool(_suffixes().is_public(domain))
 
 
 # ------------------------------------------------------------------------------------------------ ports

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
+from functools import cache
 from typing import Final, NamedTuple
 
 __all__ = ["ProcessUse", "own_use"]
@@ -25,7 +25,13 @@ class ProcessUse(NamedTuple):
 def own_use() -> ProcessUse:
     """This process's use (proc(5), statm: the second field is resident pages)."""
     try:
-        resident = int(Path("/proc/self/statm").read_text("ascii").split()[1]) * _PAGE
+        resident = int(os.pread(_statm(), 256, 0).split()[1]) * _PAGE
     except OSError:
         resident = 0
     return ProcessUse(time.process_time(), resident, _BEGAN)
+
+
+@cache
+def _statm() -> int:
+    """Opened once: each scrape reads it anew."""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)

@@ -21,7 +21,7 @@ class Understood:
 
     def __init__(self, max_records: int) -> None:
         self._max_records = max_records
-        self._last: Memo[bytes, Answer] = Memo(ANSWERS)
+        self._last: Memo[bytes, Answer] = Memo(ANSWERS, slow=True)
 
     def read(self, data: bytes, question: Question) -> Answer:
         """The answer that `data` hold, which may be the very one of last time. Raises `WireError` (`read_answer`)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from egressd.compiled import mypyc_attr
 from egressd.errors import WireError
 from egressd.names import Name
 from egressd.wire.name import name_text, read_name
@@ -46,8 +47,13 @@ _LARGEST_TTL: Final = 0x7FFFFFFF
 """A TTL with the top bit set counts as zero (RFC 2181 section 8)."""
 _QUESTION_POINTER: Final = 0xC00C
 """Pointer to offset 12, the question's name: the usual owner of an answer record."""
+_ADDRESS_RECORDS: Final = {A: struct.Struct(">HHHIH4s"), AAAA: struct.Struct(">HHHIH16s")}
+"""A record that holds an address and whose owner is a pointer: that, type, class, TTL, length, address."""
+_OPT_START: Final = b"\0\0\x29"
+"""How OPT begins: the root as its owner, and its type."""
 
 
+@mypyc_attr(acyclic=True)
 class Answer:
     """What one answer says, beside its untouched bytes. Addresses are packed, TTLs are seconds, -1 for none."""
 
@@ -84,6 +90,7 @@ class Answer:
         """Offsets in `data` where the OPT record starts and ends."""
 
 
+@mypyc_attr(acyclic=True)
 class _Reading:
     """What one walk over a message gathers; lives no longer than the call."""
 
@@ -118,6 +125,10 @@ def read_answer(data: bytes, question: Question, max_records: int = MAX_RECORDS)
     if answers + authorities + additional > max_records:
         raise WireError(f"{answers + authorities + additional} records in one answer; at most {max_records} are read")
     size = len(question.raw)
+    if question.qtype in _WIDTHS and question.qclass == IN and answers and not authorities and additional <= 1:
+        plain = _read_plain(data, NAME_AT + size, question.qtype, answers, additional)
+        if plain is not None:
+            return plain
     grants = question.qclass == IN and question.qtype in _GRANTING
     reading = _Reading(data, question.key[: size - 4], grants)
     at = NAME_AT + size
@@ -133,6 +144,33 @@ def read_answer(data: bytes, question: Question, max_records: int = MAX_RECORDS)
     if at != len(data):
         raise WireError("records end before or behind the end of the answer")
     return _conclude(reading, flags & 15)
+
+
+def _read_plain(data: bytes, at: int, qtype: int, answers: int, additional: int) -> Answer | None:
+    """The usual answer, read at once: addresses of the question's own name, and OPT at most. None for any other."""
+    step = 12 + _WIDTHS[qtype]
+    end, size = at + answers * step, len(data)
+    opt: tuple[int, int] | None = None
+    rcode = data[3] & 15
+    if additional:
+        if (
+            size < end + 11
+            or data[end : end + 3] != _OPT_START
+            or (data[end + 9] << 8 | data[end + 10]) + end + 11 != size
+        ):
+            return None
+        opt = end, size
+        rcode |= data[end + 5] << 4
+    elif end != size:
+        return None
+    addresses: dict[bytes, None] = {}
+    least = _LARGEST_TTL
+    for pointer, rtype, rclass, ttl, length, address in _ADDRESS_RECORDS[qtype].iter_unpack(data[at:end]):
+        if pointer != _QUESTION_POINTER or rtype != qtype or rclass != IN or length != step - 12:
+            return None
+        least = min(least, ttl if ttl <= _LARGEST_TTL else 0)
+        addresses[address] = None
+    return Answer(data, rcode, False, tuple(addresses), (), least, -1, tuple(range(at + 6, end, step)), opt)
 
 
 def _pass_gate(data: bytes, question: Question) -> tuple[int, int, int, int]:

@@ -14,9 +14,11 @@ from egressd.errors import WireError
 from egressd.names import ROOT, Name, label_text
 from egressd.wire.tables import MAX_HOPS, MAX_WIRE_NAME, NAME_AT
 
-__all__ = ["name_text", "read_cased_name", "read_name"]
+__all__ = ["name_text", "read_cased_name", "read_name", "spell"]
 
-_PLAIN: Final = b"abcdefghijklmnopqrstuvwxyz0123456789-_"
+_PLAIN: Final = b"abcdefghijklmnopqrstuvwxyz0123456789-_."
+_KINDS: Final = bytes(97 if octet in _PLAIN else 0 for octet in range(256))
+"""Translates what needs no escape to a letter, and all else to none."""
 _TEXTS: Final = 4096
 """Names whose text is remembered: 1 MB for ordinary names, 6 MB were every one full of escapes."""
 
@@ -56,8 +58,7 @@ def read_name(data: bytes, at: int) -> tuple[bytes, int]:
     return name.lower(), end
 
 
-@lru_cache(maxsize=_TEXTS)
-def name_text(wire: bytes) -> Name:
+def spell(wire: bytes) -> Name:
     """Spell a wire name canonically. Never fails: `wire` came from `read_name`."""
     labels = []
     at = 0
@@ -68,6 +69,12 @@ def name_text(wire: bytes) -> Name:
     if not labels:
         return ROOT
     text = b".".join(labels)
-    if text.translate(None, _PLAIN) == b"." * (len(labels) - 1):  # nothing else left, so no label holds a dot
+    if text.translate(_KINDS).isalpha() and text.count(b".") == len(labels) - 1:  # so no label holds a dot
         return Name(text.decode("ascii"))
     return Name(".".join(map(label_text, labels)))
+
+
+@lru_cache(maxsize=_TEXTS)
+def name_text(wire: bytes) -> Name:
+    """The same, remembered: for names that many answers have in common, those behind a CNAME."""
+    return spell(wire)

@@ -14,9 +14,10 @@ from typing import Final
 from dnslib import EDNS0, EDNSOption
 from dnslib.label import DNSBuffer
 
+from egressd.compiled import mypyc_attr
 from egressd.errors import WireError
 from egressd.names import Name
-from egressd.wire.name import name_text, read_name
+from egressd.wire.name import read_name, spell
 from egressd.wire.tables import (
     AD,
     BADVERS,
@@ -44,6 +45,7 @@ _CLASSIC: Final = 512
 _FLAG_OCTETS: Final = tuple(bytes((bits,)) for bits in range(8))
 
 
+@mypyc_attr(acyclic=True)
 class Question:
     """What one query asks, and how its answer must look."""
 
@@ -98,7 +100,7 @@ def read_query(data: bytes) -> Question:
     raw = data[NAME_AT : at + 4]
     key = wire + raw[-4:] + _FLAG_OCTETS[do | cd << 1 | rd << 2]
     accepted = _CLASSIC if size < _CLASSIC else min(size, MAX_QUERY)
-    return Question(name_text(wire), qtype, qclass, raw, rd, cd, size >= 0, do, accepted, key)
+    return Question(spell(wire), qtype, qclass, raw, rd, cd, size >= 0, do, accepted, key)
 
 
 def _pass_gate(data: bytes) -> tuple[int, int]:

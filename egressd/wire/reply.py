@@ -48,11 +48,14 @@ def reply(
     flags = _flags(answer, question)
     if withheld:
         out = _START.pack(ident, flags & ~AD) + rebuild(data, question, withheld)[4:]
-    elif answer.opt and not question.edns and answer.opt[1] == len(data):
-        additional = _COUNT.pack(int.from_bytes(data[10:12]) - 1)
-        out = _START.pack(ident, flags) + data[4:10] + additional + raw + data[12 + len(raw) : answer.opt[0]]
     else:
-        out = _START.pack(ident, flags) + data[4:12] + raw + data[12 + len(raw) :]
+        if data[12 : 12 + len(raw)] != raw:  # it was asked for another, who spells it otherwise
+            data = data[:12] + raw + data[12 + len(raw) :]
+        if answer.opt and not question.edns and answer.opt[1] == len(data):
+            additional = _COUNT.pack(int.from_bytes(data[10:12]) - 1)
+            out = _START.pack(ident, flags) + data[4:10] + additional + data[12 : answer.opt[0]]
+        else:
+            out = _START.pack(ident, flags) + data[4:]
     if len(out) > (question.udp_size if udp else MAX_MESSAGE):
         return _truncated(answer, question, ident)
     return out

@@ -8,24 +8,26 @@ import os
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import MultiDict
 
-from egressd.admin import trail
+from egressd.admin import audit, trail
 from egressd.admin.endpoints import ENDPOINTS
 from egressd.admin.facts import FRESH_S, HUNG_S, REASONS, alive, unready
-from egressd.admin.feed import MAX_BEHIND, MAX_FOLLOWERS, Feed
+from egressd.admin.feed import MAX_BEHIND, MAX_FOLLOWERS, RECENT, Feed
 from egressd.admin.openapi import document
 from egressd.admin.parameters import read
 from egressd.admin.problem import HttpProblem
 from egressd.admin.server import _ours
 from egressd.admin.trail import Filter, backwards, latest
+from egressd.control.observe import Observe
 from egressd.link import Lines, Stats, UpstreamHealth
 from egressd.names import parse_pattern
+from egressd.settings import Audit, Settings
 
 PARAMETERS = {endpoint.name: endpoint.parameters for endpoint in ENDPOINTS}
 
@@ -64,6 +66,63 @@ def test_followers_are_bounded() -> None:
     open_[0].__exit__(None, None, None)
     with feed.follow() as taken:
         assert taken is not None
+
+
+def test_what_is_kept_where_there_is_no_file() -> None:
+    """The latest lines, within a bound; none of them once there is a file to read them from."""
+    feed = Feed()
+    line = b"x" * (RECENT // 4)
+    for number in range(6):
+        feed.put(Lines(b"%d" % number + line, 1))
+    assert (len(feed.recent), feed.recent[:1]) == (3 * (len(line) + 1), b"3")
+    feed.put(Lines(line, 1), keep=False)
+    assert feed.recent == b""
+
+
+class Reading:
+    """The answer to a follower, and his end of the connection, which he closes when he has read enough."""
+
+    def __init__(self, feed: Feed, lines: list[Lines]) -> None:
+        self.read = b""
+        self.transport = self
+        self._feed, self._lines = feed, lines
+
+    async def prepare(self, _request: object) -> None:
+        """Nothing to do."""
+
+    async def write(self, data: bytes) -> None:
+        self.read += data
+
+    def is_closing(self) -> bool:
+        if self._lines:
+            self._feed.put(self._lines.pop(0))
+        return b"last" in self.read
+
+
+@pytest.mark.parametrize(("event", "numbers"), [(None, [1, 2, 3, 4, 5]), ("flow", [2, 5])])
+def test_from_what_was_written_to_what_comes(
+    event: str | None, numbers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that was told and written at the same moment is read once, and none is left out."""
+    lines = [record(number, event="flow" if number in {2, 5} else "dns") + b"\n" for number in range(1, 6)]
+    lines[4] = record(5, event="flow", last=True) + b"\n"
+    batches = [Lines(line, 1) for line in lines]
+
+    async def play() -> bytes:
+        feed = Feed()
+        feed.put(batches[0])
+        reading = Reading(feed, batches[3:])
+        monkeypatch.setattr("aiohttp.web.StreamResponse", lambda **_: reading)
+        facts = SimpleNamespace(feed=feed, settings=Settings(node="n1", audit=Audit(file="")))
+        with feed.follow() as follower:
+            assert follower is not None
+            for batch in batches[1:3]:
+                feed.put(batch)
+            await audit._follow(cast("Any", reading), cast("Any", facts), Filter(event=event), 100, follower)
+        return reading.read
+
+    read = asyncio.run(asyncio.wait_for(play(), 20))
+    assert [json.loads(line)["number"] for line in read.splitlines()] == numbers
 
 
 def test_silence_ends() -> None:
@@ -231,6 +290,14 @@ def facts(**changes: Any) -> Any:
         "requests": Counter(),
     }
     return SimpleNamespace(**(base | changes))
+
+
+def test_a_scrape_and_a_probe_look_at_no_policy() -> None:
+    """They come every second; the conditions of a thousand policies would take longer to put together than all else."""
+    service = SimpleNamespace(synced=True, ailments=(), facts=("a fact",))  # has nothing else to say
+    observe = Observe(cast("Any", service))
+    assert (observe.synced, observe.ailments, observe.found) == (True, (), ("a fact",))
+    assert unready(observe, 100.0).keys() == {"data-path-away"}
 
 
 DOWN = (UpstreamHealth("udp://192.0.2.53:53", False, 5), UpstreamHealth("udp://192.0.2.54:53", False, 3))

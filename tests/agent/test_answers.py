@@ -45,8 +45,8 @@ def node() -> tuple[Roster, Ledger, LastKnown, Answers]:
         PodEntry(API, api, ("shop/api",)),
         PodEntry(FREE, PodIdentity("shop", "free-0", "u3")),
     )
-    change, _ = roster.plan(Update(policies=(policy("shop/web"), policy("shop/api")), pods=pods), NOW)
-    roster.settle(change)
+    change, moved = roster.plan(Update(policies=(policy("shop/web"), policy("shop/api")), pods=pods), NOW)
+    roster.settle(change, moved)
     for address, name in ((WEB, NAME), (API, Name("cdn.example.com")), (FREE, NAME)):
         known.note(address, name, (TARGET,))
         ledger.admit(roster.parties[address].subject, name, [TARGET], HTTPS, 5, NOW)
@@ -72,8 +72,8 @@ def test_pods_page_by_page(node: Fixture) -> None:
     """More pods than fit one answer come in several, none twice and none left out."""
     roster, _, _, answers = node
     many = [PodEntry(bytes((10, 245, n >> 8, n & 255)), PodIdentity("many", f"p{n}", f"m{n}")) for n in range(600)]
-    change, _ = roster.plan(Update(pods=tuple(many)), NOW)
-    roster.settle(change)
+    change, moved = roster.plan(Update(pods=tuple(many)), NOW)
+    roster.settle(change, moved)
     start: int | None = 0
     names: list[str] = []
     while start is not None:

@@ -22,8 +22,8 @@ def test_no_number_is_given_twice(taken: set[int]) -> None:
         PodEntry(bytes((192, 0, 2, number)), PodIdentity("shop", f"pod-{number}", str(number)), (name,))
         for number, name in enumerate(names, 1)
     )
-    change, _ = roster.plan(Update(policies=policies, pods=pods), 0.0)
-    roster.settle(change)
+    change, moved = roster.plan(Update(policies=policies, pods=pods), 0.0)
+    roster.settle(change, moved)
     roster.renumber(taken)
     numbers = [state.number for state in roster.subjects.values()]
     assert len(set(numbers)) == 3

@@ -243,18 +243,26 @@ def test_an_address_that_changes_hands_is_rendered_anew() -> None:
 
 
 def test_the_tables_of_rendered_parts_are_bounded() -> None:
-    """More pods, rules and addresses than the tables hold still give right lines, and no table grows past its bound."""
+    """More pods, rules, servers, types, rcodes than the tables hold: lines are right, and no table passes its bound."""
     renderer = Renderer("n1")
     for number in range(MAX_KEPT + 10):
-        address = number.to_bytes(4, "big")
+        address, server = number.to_bytes(4, "big"), number.to_bytes(16, "big")
         pod = PodIdentity("shop", f"web-{number}")
-        record = ALLOWED._replace(client=address, pod=pod, addresses=(address,), qtype=number, rule=str(number))
-        line = json.loads(renderer.dns_line(record))
+        answered = ALLOWED._replace(client=address, pod=pod, addresses=(address, server), rcode=number % 4096)
+        line = json.loads(renderer.dns_line(answered._replace(server=server, qtype=number, rule=str(number))))
         assert (line["pod"]["name"], line["rule"]) == (f"web-{number}", str(number))
-        assert line["response"]["addresses"] == [_text(address)]
+        assert line["response"]["addresses"] == [_text(address), _text(server)]
     tables = [table for table in vars(renderer).values() if isinstance(table, dict)]
-    assert len(tables) == 4
+    assert len(tables) == 5
     assert max(map(len, tables)) <= MAX_KEPT
+
+
+def test_a_line_is_the_same_at_once_and_by_its_form() -> None:
+    """What is rendered whole is what its form gives at the same time, port and latency."""
+    renderer = Renderer("n1")
+    for record in (ALLOWED, ALLOWED._replace(search=True, rcode=-1), ALLOWED._replace(name="", aggregated=7)):
+        form = renderer.dns_form(record)
+        assert renderer.dns_line(record) == renderer.dns_again(form, record.time, record.port, record.latency_us)
 
 
 def test_the_seconds_of_two_lines_are_their_own() -> None:
@@ -262,3 +270,35 @@ def test_the_seconds_of_two_lines_are_their_own() -> None:
     renderer = Renderer("n1")
     times = [json.loads(renderer.dropped_line(1, time))["time"] for time in (TIME, TIME + 1, TIME)]
     assert times == ["2026-11-22T13:00:00.123456Z", "2026-11-22T13:00:01.123456Z", "2026-11-22T13:00:00.123456Z"]
+
+
+# ---------------------------------------------------------------------------------------------------------- kinds
+
+
+@pytest.mark.parametrize(
+    ("change", "alike"),
+    [
+        ({"time": TIME + 86_400, "port": 1, "latency_us": 7, "ttl": 0, "cached": True}, True),
+        ({"qtype": 28, "transport": "tcp", "cnames": (), "granted": ()}, True),
+        ({"name": "other.example"}, False),
+        ({"pod": PodIdentity("shop", "web-0", "5c1b", "web", "Deployment/other")}, False),
+        ({"verdict": Verdict.WOULD_DENY}, False),
+        ({"reason": Reason.UNSELECTED}, False),
+        ({"policy": "shop/other"}, False),
+        ({"rule": "other"}, False),
+        ({"rcode": 3}, False),
+        ({"addresses": ANSWER[:1]}, False),
+        ({"search": True}, False),
+    ],
+)
+def test_lines_of_one_kind(change: dict[str, Any], alike: bool) -> None:
+    """A kind is what history does not tell apart; it is the same whenever it is made."""
+    renderer = Renderer("n1")
+    kind = renderer.dns_form(ALLOWED)[3]
+    assert kind == Renderer("n1").dns_form(ALLOWED)[3] != 0
+    assert (renderer.dns_form(ALLOWED._replace(**change))[3] == kind) is alike
+
+
+def test_a_record_of_many_has_no_kind() -> None:
+    """It counts for more than one."""
+    assert Renderer("n1").dns_form(ALLOWED._replace(aggregated=5))[3] == 0

@@ -15,7 +15,7 @@ from egressd.authoring.seen import Dropped, Flow, Query, canonical
 from egressd.model import ANY_PORT, PodIdentity, Policy
 from egressd.names import Name
 from egressd.policy.ports import point, union
-from egressd.schema.words import read_spans, spans_strangers
+from egressd.schema.words import read_spans, registrable, registrable_under, spans_strangers
 
 
 def peers(policy: Policy) -> dict[str, int]:
@@ -141,6 +141,21 @@ def test_folding(names: list[str], expected: list[str]) -> None:
 def test_whose_names_a_wildcard_covers(domain: str, strangers: bool) -> None:
     """Public suffixes, what lies above one, and single labels."""
     assert spans_strangers(Name(domain)) is strangers
+
+
+SUFFIXES = ["com", "example", "uk", "co.uk", "ck", "www.ck", "kobe.jp", "city.kobe.jp", "amazonaws.com", "github.io"]
+
+
+@given(
+    st.lists(st.sampled_from(["a", "www", "city", "s3", "eu-west-1"]), max_size=4),
+    st.sampled_from(SUFFIXES),
+    st.sampled_from(["b", "www", "city", "s3"]),
+)
+def test_the_domain_of_all_names_under_one(labels: list[str], suffix: str, label: str) -> None:
+    """Where it is known at once, it is the domain of each of them."""
+    parent = ".".join([*labels, suffix])
+    assert registrable_under(parent) in {"", registrable(f"{label}.{parent}")}
+    assert labels[1:] == [] or suffix == "amazonaws.com" or registrable_under(parent)
 
 
 def test_the_page_is_golden() -> None:

@@ -23,3 +23,13 @@ def test_a_value_can_be_replaced_in_either_generation() -> None:
         memo.put("key", number)
         memo.put(f"other-{number}", 0)
         assert memo.get("key") == number
+
+
+def test_a_slow_memo_remembers_what_is_met_twice() -> None:
+    """Keys met once leave no entry, but for the few taken for others; one met again is remembered from then on."""
+    memo: Memo[str, int] = Memo(1000, slow=True)
+    assert sum(memo.put(f"once-{number}", number) for number in range(500)) < 50
+    assert len(memo) < 50
+    memo.put("again", 1)
+    assert memo.put("again", 2)
+    assert memo.get("again") == 2

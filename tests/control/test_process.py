@@ -196,12 +196,13 @@ def test_settings_come_from_file_variables_and_flags(start: Callable[..., Contro
 
 
 def test_a_large_world_comes_in_bounded_updates(start: Callable[..., Control], tmp_path: Path) -> None:
-    """1,000 policies are said 50 at a time, before the pods that name them."""
+    """1,000 policies are said a few at a time, before the pods that name them, and as one change."""
     (tmp_path / "objects").mkdir()
     (tmp_path / "objects" / "pod.yaml").write_text(POD)
     (tmp_path / "objects" / "all.yaml").write_text("".join(configmap(f"p{n}", "api.example.com") for n in range(1000)))
     updates = start().world()[1]
-    assert [len(update.policies) for update in updates] == [50] * 20 + [0]
+    assert [len(update.policies) for update in updates] == [4] * 250 + [0]
+    assert [update.more for update in updates] == [True] * 250 + [False]
     assert [len(entry.policies) for entry in updates[-1].pods] == [1000]
 
 
@@ -303,8 +304,8 @@ def test_reload_reads_settings_and_says_the_world_again(start: Callable[..., Con
         configmap("web", "api.example.com") + POD.replace("status", "spec: {nodeName: n2}\nstatus")
     )
     control = start()
-    settings, (update,) = control.world()
-    assert (settings.node, update.pods) == ("n1", ())
+    settings, updates = control.world()
+    assert (settings.node, updates) == ("n1", []), "a policy that selects nobody here is not said"
     control.configure(node="n2")
     control.say(Reload())
     settings, (update,) = control.world()
@@ -314,7 +315,7 @@ def test_reload_reads_settings_and_says_the_world_again(start: Callable[..., Con
     control.say(Reload())
     assert control.world()[1] == []
     control.say(Lines(b"{}\n", 1))
-    (tmp_path / "other" / "new.yaml").write_text(configmap("web", "cdn.example"))
+    (tmp_path / "other" / "new.yaml").write_text(configmap("web", "cdn.example") + POD)
     assert patterns(control.hear()) == ["cdn.example"]
     assert control.end() == 0
     assert (tmp_path / "second.jsonl").read_bytes().startswith(b"{}\n")
@@ -346,7 +347,7 @@ def test_reload_of_wrong_settings_keeps_the_old_ones(start: Callable[..., Contro
         assert control.world() == (settings, [])
     assert "egressd.yaml:1:1: error: " in control.stderr
     assert "/nonexistent/objects cannot be read" in control.stderr
-    (control.objects / "new.yaml").write_text(configmap("web", "cdn.example"))
+    (control.objects / "new.yaml").write_text(configmap("web", "cdn.example") + POD)
     assert patterns(control.hear()) == ["cdn.example"]
 
 
@@ -398,7 +399,9 @@ def test_signals_to_the_process_group_do_not_end_it(start: Callable[..., Control
 def test_it_ends_in_the_middle_of_a_large_world(start: Callable[..., Control], tmp_path: Path) -> None:
     """A data path that hangs up without reading what it is told is no error."""
     (tmp_path / "objects").mkdir()
-    (tmp_path / "objects" / "all.yaml").write_text("".join(configmap(f"p{n}", "api.example.com") for n in range(3000)))
+    (tmp_path / "objects" / "all.yaml").write_text(
+        "".join(configmap(f"p{n}", "api.example.com") for n in range(3000)) + POD
+    )
     control = start()
     assert isinstance(control.hear(), Ready)
     until(lambda: select.select([control.link], [], [], 0)[0])

@@ -113,15 +113,15 @@ class Bench:
                 self.program,
                 wire.loop_option(b"0123456789ab"),
                 self.withdrawn.extend,
-                self.record,
+                self.records.append,
+                self.form,
                 self.repeat,
                 lambda: self.now,
                 lambda: 1_700_000_000.0,
             ),
         )
 
-    def record(self, record: DnsRecord) -> DnsRecord:
-        self.records.append(record)
+    def form(self, record: DnsRecord) -> DnsRecord:
         return record
 
     def repeat(self, form: DnsRecord, time: float, port: int, latency_us: int) -> None:

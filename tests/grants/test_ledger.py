@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from egressd.grants import UNSELECTED_SUBJECT, Element, Key, Ledger, expand
-from egressd.grants.elements import _Held
+from egressd.grants.sets import Held
 from egressd.model import ANY_PORT, Ports, PortSpan
 from egressd.names import Name
 
@@ -261,14 +261,14 @@ TestLedgerMachine = LedgerMachine.TestCase
 def test_letting_go_does_not_look_at_all_holders(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood of names that lead to few addresses: evicted or expired, none of them makes us look at all the others."""
     looks = 0
-    ends = _Held.ends
+    ends = Held.ends
 
-    def counted(held: _Held) -> tuple[Name, float]:
+    def counted(held: Held) -> tuple[Name, float]:
         nonlocal looks
         looks += 1
         return ends(held)
 
-    monkeypatch.setattr(_Held, "ends", counted)
+    monkeypatch.setattr(Held, "ends", counted)
     book = ledger(total=500)
     for number in range(1500):
         book.admit(1, Name(f"n{number}.example"), (A,), HTTPS, 30, number / 10)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from egressd.history import Filter, Keeper, Trace
+from egressd.history import Filter, Keeper, Key, Sums, Trace
 from egressd.history.book import Book
 from egressd.history.folding import PER_DOMAIN, Folding
+from egressd.history.hours import HOUR_S, KEPT, PART
 from egressd.history.pending import Pending
-from egressd.history.reading import observations, survey
+from egressd.history.reading import edges, observations, survey
 from egressd.history.store import PRUNED, Store
 from egressd.settings import History
 
@@ -287,3 +288,104 @@ def test_a_question_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.Monk
     assert survey(store, 0.0, {"deny-rule"}, 60.0, seen.append) == DAY
     assert len(seen) == 2000
     store.close()
+
+
+# ---------------------------------------------------------------------------------------------------------- hours
+
+
+def seen(name: str, hour: float, number: int = 1) -> dict[Key, Sums]:
+    """So many queries for a name, that many hours after the first midnight."""
+    ((key, _),) = many(1, int(hour // 24)).items()
+    second = int(DAY + hour * HOUR_S)
+    return {key._replace(name=name): Sums(second, second, number, 0)}
+
+
+def counted(store: Store, since_hour: float) -> dict[str, int]:
+    """Queries by name on the map since so many hours after the first midnight."""
+    found, more = edges(store, Filter(since=DAY + since_hour * HOUR_S), 1000)
+    assert not more
+    return {edge.name: traffic.queries for edge, traffic in found.items()}
+
+
+def test_the_last_hour(tmp_path: Path) -> None:
+    """The map of a time within the last day counts what was in its hours; since a midnight, or longer ago, days."""
+    store = Store(tmp_path / "history.db", 1_000_000, 1 << 28, DAY)
+    for hour in (1.0, 22.5, 23.5, 24.5):
+        store.write(seen("a.example", hour))
+    store.write(seen("b.example", 1.0, 5))
+    assert counted(store, 23.1) == {"a.example": 2}
+    assert counted(store, 24.0) == {"a.example": 1}
+    assert counted(store, 22.0) == {"a.example": 3}
+    assert counted(store, 0.5) == {"a.example": 4, "b.example": 5}
+    store.write(seen("a.example", 24.6))
+    assert counted(store, 24.5) == {"a.example": 2}
+    store.close()
+
+
+def test_hours_are_bounded(tmp_path: Path) -> None:
+    """Those of the last day stay; what they lack is told by days."""
+    store = Store(tmp_path / "history.db", 1_000_000, 1 << 28, DAY)
+    for hour in range(60):
+        store.write(seen("a.example", hour + 0.5))
+    assert len(store.hours_since(DAY + 36 * HOUR_S) or ()) == KEPT - 1
+    assert counted(store, 36.1) == {"a.example": 24}
+    assert store.hours_since(DAY + 30.5 * HOUR_S) is None
+    assert counted(store, 30.5) == {"a.example": 24 + 12}
+    store.close()
+
+
+def test_rows_of_hours_are_bounded(tmp_path: Path) -> None:
+    """They are a part of `max_rows`, and never cost a day its rows; what lacks is told by days."""
+    store = Store(tmp_path / "history.db", PART * PRUNED, 1 << 28, DAY)
+    for hour in range(3):
+        store.write(many(PRUNED, 0, f"h{hour}-"))
+        assert store.connection.execute("SELECT count(*) FROM hours").fetchone()[0] <= PRUNED
+    assert store.rows == 3 * PRUNED
+    assert store.hours_since(DAY + 1) is None
+    store.close()
+
+
+def test_a_full_file_gives_up_hours_first(tmp_path: Path) -> None:
+    """Days go when that is not enough."""
+    store = Store(tmp_path / "history.db", 10_000_000, 16 * 1024 * 1024, DAY)
+    for day in range(3):
+        store.write(many(8000, day, prefix="x" * 180))
+    assert store.rows == 3 * 8000
+    assert store.connection.execute("SELECT count(*) FROM hours").fetchone()[0] < 3 * 8000
+    store.close()
+
+
+def test_a_file_of_an_older_release(tmp_path: Path) -> None:
+    """It gets the table of hours, whole from then on; what it has stays, and is told by days."""
+    file = tmp_path / "history.db"
+    store = Store(file, 1_000_000, 1 << 28, DAY)
+    store.write(seen("a.example", 1.0))
+    for what in ("TRIGGER counted_by_hour", "TABLE hours", "TABLE hour_rows"):
+        store.connection.execute(f"DROP {what}")
+    store.connection.execute("DELETE FROM facts WHERE name = 'hours'")
+    store.close()
+    store = Store(file, 1_000_000, 1 << 28, DAY + 2.5 * HOUR_S)
+    store.write(seen("a.example", 3.0))
+    assert counted(store, 0.5) == {"a.example": 2}
+    assert counted(store, 2.6) == {"a.example": 1}
+    store.close()
+
+
+def test_hours_in_memory_are_not_those_of_the_file(tmp_path: Path) -> None:
+    """What was kept in memory while the disk was away is told by days."""
+    now, blocked = [0.0], tmp_path / "blocked"
+    blocked.write_text("no folder")
+    book = Book(History(str(blocked / "history.db")), clock=lambda: DAY, monotonic=lambda: now[0])
+
+    def asked(since_hour: float) -> dict[str, int]:
+        nothing: dict[str, int] = {}
+        return book.read(lambda store: counted(store, since_hour), nothing)
+
+    assert book.write(seen("a.example", 1.0, 3)) == {}
+    assert asked(0.5) == {"a.example": 3}
+    blocked.unlink()
+    now[0] += 100
+    assert book.write(seen("a.example", 2.0)) == {}
+    assert asked(0.5) == {"a.example": 4}
+    assert asked(1.5) == {"a.example": 1}
+    book.close()

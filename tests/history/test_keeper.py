@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import stat
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -171,3 +173,63 @@ def test_since_when_peers_are_there(tmp_path: Path) -> None:
         {"allow a.example": 0, "allow b.example": 10},
         {"allow b.example": 10},
     ]
+
+
+def test_peers_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for so many peers; those of policies that are gone make room for others."""
+    monkeypatch.setattr("egressd.history.store.MAX_PEERS", 5)
+    store = Store(tmp_path / "history.db", 1000, 1 << 20, DAY)
+
+    def known() -> Counter[str]:
+        return Counter(policy for policy, _ in store.peers)
+
+    store.know({"a": ["1", "2", "3"], "b": ["1", "2", "3"]}, DAY)
+    assert known() == {"a": 3, "b": 2}
+    store.know({"b": ["2", "3", "4"], "c": ["1", "1", "2", "3"]}, DAY + 1)
+    assert known() == {"b": 3, "c": 2}
+    assert store.peers["b", "2"] == DAY
+    assert store.peers["b", "4"] == DAY + 1
+    store.close()
+
+
+def test_when_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the third look where there is little, at the first where there is much, or news of the policies."""
+    monkeypatch.setattr("egressd.history.keeper.LOOK_S", 0.01)
+    monkeypatch.setattr("egressd.history.keeper.LOOKS", 1_000_000)
+    monkeypatch.setattr("egressd.history.keeper.MANY", 3)
+    file = tmp_path / "history.db"
+
+    def written() -> list[object]:
+        with sqlite3.connect(file) as other:
+            found = [
+                *other.execute("SELECT name FROM observations ORDER BY name"),
+                *other.execute("SELECT * FROM peers"),
+            ]
+        other.close()
+        return found
+
+    async def until(number: int) -> None:
+        while not file.exists() or len(written()) < number:  # noqa: ASYNC110 - the file is another one's
+            await asyncio.sleep(0.01)
+
+    async def play(keeper: Keeper) -> None:
+        resting, rest = asyncio.Event(), keeper._rest
+
+        async def told() -> None:
+            resting.set()
+            await rest()
+
+        monkeypatch.setattr(keeper, "_rest", told)
+        await resting.wait()
+        keeper.feed(dns("a.example"))
+        await asyncio.sleep(0.1)
+        assert written() == []
+        keeper.feed(dns("b.example") + dns("c.example"))
+        await until(3)
+        keeper.feed(dns("d.example"))
+        rule = Rule("api", Action.ALLOW, (parse_pattern("e.example"),))
+        keeper.know([Policy("shop/web", "shop", allow=(rule,))], (), flows=False)
+        await until(5)
+
+    kept(file, play)
+    assert len(written()) == 5

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from egressd.audit import Renderer
 from egressd.history.folding import PER_DOMAIN, PER_WORKLOAD, PORTS_PER_NAME, Folding
 from egressd.history.observation import Key, Sums
 from egressd.history.pending import MAX_KEYS, Pending
-from egressd.model import Block, PodIdentity, Reason, Verdict
+from egressd.model import Block, DnsRecord, PodIdentity, Reason, Verdict
 from egressd.policy.addresses import cidr
 
-from .lines import DAY, dns, flow
+from .lines import DAY, SOURCE, WEB, dns, flow
 
 
 def summed(*lines: bytes, cluster: tuple[Block, ...] = ()) -> dict[Key, Sums]:
@@ -105,6 +107,82 @@ def test_any_values(value: object) -> None:
     record = json.loads(dns("a.example"))
     for field in record:
         assert isinstance(summed(json.dumps(record | {field: value}).encode() + b"\n"), dict)
+
+
+# -------------------------------------------------------------------------------------------------- lines by kind
+
+OTHER = PodIdentity("shop", "other-0", "u2", "web", "Deployment/other")
+QUERIES = st.builds(
+    DnsRecord,
+    time=st.integers(-3, 3).map(lambda half: DAY + half / 2),
+    client=st.just(SOURCE),
+    pod=st.sampled_from([None, WEB, OTHER]),
+    name=st.sampled_from(["", "a.example", "b.example"]),
+    qtype=st.sampled_from([1, 28]),
+    transport=st.sampled_from(["udp", "tcp"]),
+    server=st.just(SOURCE),
+    port=st.integers(1024, 1026),
+    verdict=st.sampled_from(Verdict),
+    reason=st.sampled_from(Reason),
+    policy=st.sampled_from(["", "shop/web"]),
+    rule=st.sampled_from(["", "api"]),
+    rcode=st.sampled_from([-1, 0, 3]),
+    addresses=st.sampled_from([(), (bytes((10, 0, 0, 1)),), (bytes((198, 51, 100, 7)),)]),
+    cnames=st.just(()),
+    ttl=st.integers(0, 2),
+    cached=st.booleans(),
+    granted=st.just(()),
+    latency_us=st.integers(0, 2),
+    search=st.booleans(),
+    aggregated=st.sampled_from([0, 0, 5]),
+)
+
+
+def by_kind(records: Sequence[DnsRecord], size: int) -> Pending:
+    """Records fed as the data path sends them, in batches, with the kind of each line."""
+    renderer, pending = Renderer("n1"), Pending(Folding())
+    for start in range(0, len(records), size):
+        batch = records[start : start + size]
+        lines = b"".join(map(renderer.dns_line, batch))
+        pending.feed(lines, [renderer.dns_form(record)[3] for record in batch])
+    return pending
+
+
+@given(st.lists(QUERIES, max_size=30), st.integers(1, 7))
+def test_what_is_counted_by_kind(records: list[DnsRecord], size: int) -> None:
+    """It comes to what decoding every line comes to, on the right day; seen last when its batch ends, at the latest."""
+    records.sort(key=lambda record: record.time)
+    pending = by_kind(records, size)
+    found, expected = pending.take(), summed(*map(Renderer("n1").dns_line, records))
+    assert pending.taken == sum(sums.number for sums in expected.values())
+    assert {key: (sums.first_seen, sums.number) for key, sums in found.items()} == {
+        key: (sums.first_seen, sums.number) for key, sums in expected.items()
+    }
+    assert all(expected[key].last_seen <= sums.last_seen <= DAY + 1.5 for key, sums in found.items())
+
+
+def test_a_kind_is_decoded_once_between_two_flushes() -> None:
+    """What it says counts afresh after a flush, and after the cluster's blocks have changed."""
+    line = dns("a.example", addresses=(bytes((203, 0, 113, 1)),))
+    pending = Pending(Folding())
+    pending.feed(line, (7,))
+    pending.feed(line.replace(b"allowed", b"aloud") * 3, (7, 7, 7))  # no observation, if it were decoded
+    ((key, sums),) = pending.take().items()
+    assert (key.answer, sums.number) == ("", 4)
+    pending.feed(line, (7,))
+    pending.guard((cidr("203.0.113.0/24"),))
+    pending.feed(line, (7,))
+    assert {key.answer: sums.number for key, sums in pending.take().items()} == {"": 1, "private": 1}
+
+
+def test_kinds_are_bounded() -> None:
+    """A flood of them is counted all the same."""
+    pending = Pending(Folding())
+    lines = b"".join(dns(f"r{number}.tunnel.example") for number in range(1000))
+    for start in range(1, 2 * MAX_KEYS, 1000):
+        pending.feed(lines, range(start, start + 1000))
+    pending.feed(dns("api.example"), (2 * MAX_KEYS,))
+    assert sum(sums.number for sums in pending.take().values()) == pending.taken > 2 * MAX_KEYS
 
 
 # ------------------------------------------------------------------------------------------------------- floods

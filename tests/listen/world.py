@@ -18,7 +18,7 @@ import dns.flags
 import dns.message
 import dns.rrset
 import pytest
-from pyroute2 import IPRoute
+from pyroute2.iproute import IPRoute
 
 from egressd.kernel.routes import install_routes
 from egressd.lab.syscalls import NEW_MOUNT, NEW_NET, set_namespace, unshare

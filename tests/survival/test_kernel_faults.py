@@ -302,9 +302,9 @@ def test_a_change_that_was_refused_is_made_when_it_can_be(space: Space) -> None:
         pod = PodEntry(POD, PodIdentity("shop", "web-0", "1"), ("shop/web",), False)
 
         def update(*policies: Policy) -> None:
-            change, _ = roster.plan(Update(policies=policies, pods=(pod,)), held[0])
+            change, moved = roster.plan(Update(policies=policies, pods=(pod,)), held[0])
             node.apply(change)
-            roster.settle(change)
+            roster.settle(change, moved)
 
         web = Policy("shop/web", "shop", SubjectSelector(LabelSelector()))
         node.kernel.install()

@@ -120,16 +120,16 @@ def test_gathered_questions_that_cannot_leave_are_asked_elsewhere(loops: Loops) 
 
 
 def test_the_same_words_are_understood_once() -> None:
-    """An answer that differs from the last one by its ID alone is that very one; any other is read anew."""
+    """From the second time on, an answer that differs from the last by its ID alone is that one; any other is new."""
 
     async def scene() -> None:
-        said = [RIGHT, RIGHT, FORGED]
+        said = [RIGHT, RIGHT, RIGHT, FORGED]
         async with Resolver(lambda query: [reply(query, said.pop(0))]) as resolver:
             with Caller(resolver.upstream) as caller:
-                first, second, third = [await caller.outcome() for _ in range(3)]
-                assert first is second
-                assert isinstance(third, Answer)
-                assert third.addresses == (socket.inet_pton(socket.AF_INET, FORGED),)
+                _, second, third, fourth = [await caller.outcome() for _ in range(4)]
+                assert second is third
+                assert isinstance(fourth, Answer)
+                assert fourth.addresses == (socket.inet_pton(socket.AF_INET, FORGED),)
 
     play(uvloop.new_event_loop, scene)
 

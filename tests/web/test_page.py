@@ -152,6 +152,17 @@ def test_a_link_shows_what_was_seen(browser: Browser, small: Scripted) -> None:
         quiet(page)
 
 
+def test_the_last_hour(browser: Browser, small: Scripted) -> None:
+    """The map looks back to the beginning of the hour before, and never asks for a whole day instead."""
+    with browser.open(small.url) as page:
+        page.click(".segments button", "1h")
+        page.wait("location.hash === '#map?since=1h'")
+        page.wait("document.querySelectorAll('.map-right .map-row').length > 0")
+        asked = [url for url in page.asked if re.search(r"map\?since=[0-9-]+T[0-2][0-9](:|%3A)00(:|%3A)01Z", url)]
+        assert asked
+        quiet(page)
+
+
 def test_history_off(browser: Browser) -> None:
     """Where there is no history the map says so, and how to turn it on; it comes as soon as there is one."""
     with served(few) as made:

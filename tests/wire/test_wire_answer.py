@@ -39,7 +39,7 @@ from wire_samples import (
 )
 
 from egressd.errors import WireError
-from egressd.wire import MAX_HOPS, MAX_RECORDS, read_answer, read_query
+from egressd.wire import MAX_HOPS, MAX_RECORDS, answer, read_answer, read_query
 from egressd.wire.name import name_text
 
 ONE, TWO, SIX = packed("192.0.2.1"), packed("192.0.2.2"), packed("2001:db8::6")
@@ -433,3 +433,41 @@ def test_agrees_with_dnspython(case: tuple[bytes, dns.name.Name, dns.rdatatype.R
     assert answer.ttl == min(seen, default=-1)
     assert len(answer.ttl_offsets) == len(parsed.answer) + len(parsed.additional)
     assert (answer.opt is not None) == (parsed.edns == 0)
+
+
+@st.composite
+def nearly_plain(draw: st.DrawFn) -> tuple[bytes, int]:
+    """A response whose records are addresses of its question's name, and OPT; perhaps with some octets changed."""
+    qtype = draw(st.sampled_from((A, AAAA)))
+    addresses = draw(st.lists(st.integers(0, 3), min_size=1, max_size=5))
+    width = 4 if qtype == A else 16
+    records = [
+        record(AT_QUESTION, qtype, draw(st.sampled_from((0, 5, 300, 1 << 31))), bytes([each]) * width)
+        for each in addresses
+    ]
+    tail = draw(st.sampled_from(([], [opt()], [opt(ttl=1 << 24, data=b"\0\x0a\0\x08" + bytes(8))])))
+    data = header(0x8180, 1, len(records), 0, len(tail)) + question(qtype=qtype) + b"".join([*records, *tail])
+    changed = bytearray(data)
+    for at, octet in draw(st.lists(st.tuples(st.integers(4, len(data) - 1), st.integers(0, 255)), max_size=2)):
+        changed[at] = octet
+    return bytes(changed[: draw(st.sampled_from((len(data), len(data), len(data) - 1)))]), qtype
+
+
+@given(nearly_plain())
+def test_what_is_read_at_once_is_read_as_ever(case: tuple[bytes, int]) -> None:
+    """The short way over a plain answer leads where the long one does, for what it takes and for what it leaves."""
+    data, qtype = case
+    asked = read_query(header(0x0100, 1, 0, 0, 0) + question(qtype=qtype))
+
+    def outcome() -> object:
+        try:
+            found = read_answer(data, asked)
+        except WireError as error:
+            return error.message
+        held = found.addresses, found.cnames, found.ttl, found.negative_ttl
+        return found.data, found.rcode, found.truncated, found.ttl_offsets, found.opt, held
+
+    quick = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answer, "_read_plain", lambda *_: None)
+        assert outcome() == quick

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from pyroute2 import IPRoute
+from pyroute2.iproute import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from egressd.errors import EnvironmentProblem

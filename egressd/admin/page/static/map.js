@@ -12,13 +12,20 @@ import { verdictToggles } from "./toggles.js";
 const EVERY_MS = 3000;
 const LIMIT = 10000;
 const ROWS = 60;
-/** Whole days, UTC, as history keeps them; the number is how many there are before today. */
+const HOUR = "1h";
+/** Whole days, UTC, as history keeps them, the last one by hours, too; the number is how many there are before today. */
 const SPANS = [
+  [HOUR, 0],
   ["today", 0],
   ["2d", 1],
   ["7d", 6],
 ];
-const TITLES = { today: "Today", "2d": "Yesterday and today", "7d": "Today and the six days before" };
+const TITLES = {
+  [HOUR]: "This hour and the one before",
+  today: "Today",
+  "2d": "Yesterday and today",
+  "7d": "Today and the six days before",
+};
 const DEFAULT_SPAN = "2d";
 
 export function mapView() {
@@ -32,9 +39,10 @@ export function mapView() {
 }
 
 /** When a span begins, as the daemon is asked for it. */
-function midnight(span) {
+function beginning(span) {
   const day = new Date();
-  day.setUTCHours(0, 0, 0, 0);
+  if (span === HOUR) day.setUTCHours(day.getUTCHours() - 1, 0, 1, 0); // a second late, lest it be a midnight
+  else day.setUTCHours(0, 0, 0, 0);
   day.setUTCDate(day.getUTCDate() - new Map(SPANS).get(span));
   return day.toISOString().replace(".000Z", "Z");
 }
@@ -53,7 +61,7 @@ class MapView {
     this.asking = new Poller(
       (signal) =>
         Promise.all([
-          ask("map", { since: midnight(this.seen.since), limit: LIMIT }, signal),
+          ask("map", { since: beginning(this.seen.since), limit: LIMIT }, signal),
           ask("pods", { limit: LIMIT }, signal).catch(() => ({ pods: [] })),
         ]),
       EVERY_MS,
