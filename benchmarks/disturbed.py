@@ -3,10 +3,11 @@
     python -m benchmarks.disturbed            (root)
 
 Both at a fixed rate. First the time to answer, in peace and while 1,000 policies are rewritten again and again and the
-metrics are scraped each second. Then the CPU of all of egressd's processes with history, a scrape each second and the
-live log open in a browser, beside a run without any of them; the audit file is written in both. The browser is headless
-Chromium on the same cores: what it does to their caches and clocks is in the numbers, its own CPU is not. Runs follow
-each other off, on, on, off, and the ratio is the median of the pairs.
+metrics are scraped each second: policies that select no pod of the node, and such that select 200. Then the CPU of all
+of egressd's processes with history, a scrape each second and the live log open in a browser, beside a run without any
+of them; the audit file is written in both. The browser is headless Chromium on the same cores: what it does to their
+caches and clocks is in the numbers, its own CPU is not. Runs follow each other off, on, on, off, and the ratio is the
+median of the pairs.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from typing import Final
 
 from benchmarks.cpu import describe_machine, spent_s
 from benchmarks.latency import NAMES, POPULAR, latencies_us
-from benchmarks.peers import Egressd
+from benchmarks.peers import Egressd, config_map, pod
 from benchmarks.place import SELECTED, UPSTREAM, BenchmarkError, Place
 from benchmarks.table import markdown
 from benchmarks.watchers import CHROMIUM, Scraper, again_and_again, live_log
 
 POLICIES: Final = 1_000
 RULES: Final = 20
+PODS: Final = 200
+"""Whom they select, if anybody: addresses of the node's range that nothing else has."""
 SECONDS: Final = 20
 SETTLED_S: Final = 12.0
 """After a start: until all policies are known, and what history notes of them is written."""
@@ -39,11 +42,14 @@ SCRAPE_EVERY_S: Final = 1.0
 
 
 class Watched(Egressd):
-    """The daemon with `POLICIES` more, history or none, and an admin socket to ask."""
+    """The daemon with `POLICIES` more, pods that they select or none, history or none, and an admin socket to ask."""
 
-    def __init__(self, *, history: bool = True) -> None:
+    def __init__(self, *, history: bool = True, pods: int = 0) -> None:
         super().__init__("egressd")
         self.history = history
+        self.pods = [
+            pod(f"crowd-{number}", f"10.244.0.{10 + number}", {"crowd": str(number)}) for number in range(pods)
+        ]
         self.crowd = Path()
         self.socket = Path()
 
@@ -57,7 +63,7 @@ class Watched(Egressd):
 
     def rewrite(self, edition: int) -> None:
         """Another edition of all of the crowd's policies, each of them changed."""
-        items = [_config_map(number, edition) for number in range(POLICIES)]
+        items = [*self.pods, *(_crowd_policy(number, edition) for number in range(POLICIES))]
         draft = self.crowd.with_suffix(".new")
         draft.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
         draft.replace(self.crowd)
@@ -67,24 +73,18 @@ class Watched(Egressd):
         return settings | {"history": {"file": str(home / "history.db") if self.history else ""}}
 
 
-def _config_map(number: int, edition: int) -> dict[str, object]:
+def _crowd_policy(number: int, edition: int) -> dict[str, object]:
     rules = [{"to": [f"e{edition}-{each}.p{number}.example"], "ports": ["443/TCP"]} for each in range(RULES)]
-    policy = {"subject": {"podSelector": {"matchLabels": {"crowd": "yes"}}}, "allow": rules}
-    metadata = {"name": f"crowd-{number}", "namespace": "crowd", "labels": {"egressd.io/policy": "true"}}
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": metadata,
-        "data": {"policy.yaml": json.dumps(policy)},
-    }
+    subject = {"podSelector": {"matchLabels": {"crowd": str(number % PODS)}}}
+    return config_map(f"crowd-{number}", {"subject": subject, "allow": rules})
 
 
 # --------------------------------------------------------------------------------------------------- the two questions
 
 
-def latency(place: Place, rate: int, *, disturbed: bool) -> list[float]:
+def latency(place: Place, rate: int, *, disturbed: bool, pods: int = 0) -> list[float]:
     """Microseconds of each answer, half of them forwarded and half from the cache."""
-    peer = Watched()
+    peer = Watched(pods=pods)
     peer.start(place, cached=True)
     names = [number % POPULAR if number % 2 else number % NAMES for number in range(rate * SECONDS)]
     try:
@@ -133,17 +133,24 @@ def report(place: Place, rate: int, repeats: int) -> str:
     """Both questions, each with and without in turn."""
     quiet: list[float] = []
     loud: list[float] = []
+    louder: list[float] = []
     off: list[float] = []
     on: list[float] = []
     for repeat in range(repeats):
         quiet += latency(place, rate, disturbed=False)
         loud += latency(place, rate, disturbed=True)
+        louder += latency(place, rate, disturbed=True, pods=PODS)
         for seen in (False, True, True, False):
             (on if seen else off).append(cpu_us(place, rate, seen=seen))
         told = ", ".join(f"{less:.1f} and watched {more:.1f} µs" for less, more in zip(off[-2:], on[-2:], strict=True))
         print(f"{repeat + 1}/{repeats}: {told}", file=sys.stderr)
     rows = []
-    for title, found in (("in peace", quiet), (f"{POLICIES:,} policies rewritten, and scraped", loud)):
+    rewritten = f"{POLICIES:,} policies rewritten, and scraped"
+    for title, found in (
+        ("in peace", quiet),
+        (f"{rewritten}; they select no pod here", loud),
+        (f"{rewritten}; they select {PODS} pods", louder),
+    ):
         cuts = statistics.quantiles(found, n=1000)
         rows.append([title, f"{cuts[499]:.0f}", f"{cuts[989]:.0f}", f"{cuts[998]:.0f}"])
     ratios = sorted(more / less for more, less in zip(on, off, strict=True))
