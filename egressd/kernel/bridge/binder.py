@@ -64,6 +64,8 @@ class Binder:
         self._surveying = False
         self._again = False
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        """When it is up; a handle of uvloop that is due at once does not say so."""
         self._work: asyncio.Future[Survey] | None = None
         self._doubted: set[str] = set()
         self._woken: dict[bytes, float] = {}
@@ -150,9 +152,10 @@ class Binder:
             return
         due = self._loop.time() + delay_s
         if self._timer is not None:
-            if self._timer.when() <= due:
+            if self._due <= due:
                 return
             self._timer.cancel()
+        self._due = due
         self._timer = self._loop.call_at(due, self._start)
 
     def _start(self) -> None:
