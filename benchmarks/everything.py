@@ -45,9 +45,9 @@ SECTIONS: Final = (
         "What else happens meanwhile",
         ("benchmarks.disturbed",),
         "Policies are reloaded and metrics scraped while pods ask; then everybody watches: history is on, the metrics"
-        " are scraped each second, and a browser on the same machine has the live log open. CPU is that of egressd's"
-        " processes; the audit file is written in both cases. Runs follow each other off, on, on, off; the ratio is the"
-        " median of the pairs (least-largest).",
+        " are scraped each second, and somebody has the live log open. CPU is that of egressd's processes; the audit"
+        " file is written in all runs. They go through the kinds and back; a ratio is the median of the pairs"
+        " (least-largest). A browser on the same two cores costs others their caches, too; curl shows egressd's part.",
     ),
     Section(
         "What it holds in memory",

@@ -24,7 +24,7 @@ from benchmarks.place import BenchmarkError, Place
 __all__ = ["CHROMIUM", "Scraper", "again_and_again", "live_log"]
 
 CHROMIUM: Final = shutil.which("chromium", path=f"{os.environ['PATH']}:{Path(sys.executable).parent}") or ""
-"""As .ci/bootstrap installs it for the tests; where it is missing, curl reads the live log."""
+"""As .ci/bootstrap installs it for the tests; where it is missing, only curl reads the live log."""
 PAGE: Final = "http://127.0.0.1:9477/#log"
 FLAGS: Final = (
     "--headless=new",
@@ -100,9 +100,9 @@ def again_and_again(period_s: float, work: Callable[[], object]) -> Iterator[lis
 
 
 @contextmanager
-def live_log(place: Place, scraper: Scraper, admin: Path) -> Iterator[None]:
-    """Somebody has the live log open: in a browser, else in curl. At the end they must have read all there was."""
-    reader = _browser(place) if CHROMIUM else _curl(place, admin)
+def live_log(place: Place, scraper: Scraper, admin: Path, *, browser: bool) -> Iterator[None]:
+    """Somebody has the live log open, in a browser or in curl. At the end they must have read all there was."""
+    reader = _browser(place) if browser else _curl(place, admin)
     try:
         deadline = time.monotonic() + OPEN_S
         while not scraper.scrape()["egressd_admin_followers"]:
