@@ -258,7 +258,9 @@ def test_an_address_used_again_inherits_nothing(make_cluster: MakeCluster) -> No
     cluster.node.remove_pod(web)
     batch = cluster.start_pod("shop/batch-0", app="batch", index=index)
     assert batch.v4 == web.v4
-    within(lambda: rcode(ask(batch, "api.example.com")) == "NXDOMAIN", "the new pod is known by the address")
+    pods = ["nft", "list", "map", "inet", "egressd", "pods4"]
+    within(lambda: "shop/batch-0" in cluster.node.run(pods).stdout, "the new pod is known by the address")
+    assert rcode(ask(batch, "api.example.com")) == "NXDOMAIN"
     assert dial(batch, API4) != "open"
     record = cluster.daemon.wait_record(lambda record: record["event"] == "dns" and record["verdict"] == "denied")
     assert record["pod"]["name"] == "batch-0"

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import accumulate
 
-import pytest
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
 
 from egressd.exchange.tally import BOUNDS_US, Tally
 from egressd.link import Stats, UpstreamHealth
@@ -20,17 +13,7 @@ from egressd.link import Tally as Counted
 from egressd.listen import Listener
 from egressd.model import Decision, Reason, Verdict
 from egressd.settings import Settings, Upstream
-from egressd.telemetry import (
-    METRICS,
-    ControlFacts,
-    HistoryFacts,
-    ProcessUse,
-    Reading,
-    exposition,
-    own_use,
-    readings,
-    sample_names,
-)
+from egressd.telemetry import METRICS, ControlFacts, HistoryFacts, ProcessUse, exposition, own_use, sample_names
 from egressd.telemetry.table import COUNTER, GAUGE, HISTOGRAM
 from egressd.upstream import Upstreams
 
@@ -121,40 +104,6 @@ def test_without_the_data_path() -> None:
     assert "egressd_cache_entries" not in names
     assert served["egressd_unready", frozenset({("reason", "source-away")})] == 1
     assert served["egressd_ready", frozenset()] == 0
-
-
-class Library(Collector):
-    """The same facts, for the library to write."""
-
-    def __init__(self, facts: ControlFacts) -> None:
-        self.facts = facts
-
-    def collect(self) -> Iterator[Metric]:
-        return map(self._family, readings(self.facts))
-
-    def _family(self, reading: Reading) -> Metric:
-        metric = reading.metric
-        if metric.kind == HISTOGRAM:
-            bounds = [*(f"{bound:g}" for bound in reading.bounds), "+Inf"]
-            histogram = HistogramMetricFamily(metric.name, metric.help)
-            buckets = list(zip(bounds, map(float, accumulate(reading.buckets)), strict=True))
-            histogram.add_metric((), buckets, reading.samples[0][1])
-            return histogram
-        kind = CounterMetricFamily if metric.kind == COUNTER else GaugeMetricFamily
-        family: CounterMetricFamily | GaugeMetricFamily = kind(metric.name, metric.help, labels=metric.labels)
-        for labels, value, _ in reading.samples:
-            family.add_metric(labels, value)
-        return family
-
-
-@pytest.mark.parametrize("stats", [None, full(), Stats(serving=False, refused="", started=0.5)])
-@pytest.mark.parametrize("version", ["0.1.0", '1"2\\3\n4'])
-def test_as_the_library_writes_it(stats: Stats | None, version: str) -> None:
-    """To the octet: order, numbers, escapes and all."""
-    told = replace(facts(stats), version=version, records_written=123_456_789_012, stats_age_s=0.25)
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(Library(told))
-    assert exposition(told) == generate_latest(registry)
 
 
 def test_values() -> None:
